@@ -1,0 +1,1 @@
+"""Paths to scores (signals) and columns (factors): pure functions, registered by name."""

@@ -1,0 +1,1 @@
+"""Scores, significance, drift: pure functions."""

@@ -1,0 +1,1 @@
+"""Windows to paths: batching, devices, seeds, and the KlinePaths object."""

@@ -1,0 +1,1 @@
+"""The network and its sampler; imports torch and nothing of ours."""

@@ -1,0 +1,1 @@
+"""Candlesticks before any model: contract, repairs, calendars, windows, Qlib store, synthetic market."""
