@@ -238,7 +238,7 @@ def return_over_dispersion(paths: ForecastPaths, close: NDArray[np.float64]) -> 
 def quantile_return(
     paths: ForecastPaths, close: NDArray[np.float64], *, q: float = 0.5
 ) -> NDArray[np.float64]:
-    """The ``q``-quantile across paths (interpolated) of the last step's close over the last close, minus 1."""
+    """``q``-quantile across paths (interpolated) of the last step's close over the last close, minus 1."""
     if not isinstance(q, int | float | np.floating) or isinstance(q, bool) or not 0.0 <= q <= 1.0:
         raise ValueError(f"q must be a number from 0 to 1, got {q!r}.")
     return np.asarray(np.quantile(close[:, :, -1], q, axis=1) / _last_close(paths) - 1.0, dtype=np.float64)
