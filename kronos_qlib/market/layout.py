@@ -66,15 +66,18 @@ def lay_out(frame: pd.DataFrame) -> BarLayout:
     return BarLayout(tuple(str(names[i]) for i in present), offsets, timestamps, order)
 
 
-def plain_times(values: object) -> npt.NDArray[np.datetime64]:
-    """Return bar times as datetime64[ns] on their own wall clock (a zone is dropped, not converted)."""
+def plain_times(values: object, missing: bool = False) -> npt.NDArray[np.datetime64]:
+    """Return bar times as datetime64[ns] on their own wall clock (a zone is dropped, not converted).
+
+    A missing time (NaT) is a ValueError unless ``missing`` allows it.
+    """
     try:
         index = pd.DatetimeIndex(values)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise ValueError(f"bar times cannot be read as datetimes of one zone: {error}") from error
-    if index.hasnans:
-        missing = int(np.asarray(index.isna()).sum())
-        raise ValueError(f"{missing} of {len(index)} bars have no time (NaT): drop or repair them first")
+    if index.hasnans and not missing:
+        count = int(np.asarray(index.isna()).sum())
+        raise ValueError(f"{count} of {len(index)} bars have no time (NaT): drop or repair them first")
     return index.tz_localize(None).as_unit("ns").to_numpy()
 
 

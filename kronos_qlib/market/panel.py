@@ -60,8 +60,8 @@ class BarPanel:
         Notes
         -----
         Rows whose close is NaN are suspended sessions and are left out. A missing volume is 0. A missing
-        amount is volume x mean(open, high, low, close), the original Kronos' rule; in adjusted units this product is
-        the raw amount. Both are logged with their count. Each rule reads the bar itself only: no look-ahead.
+        amount is volume x mean(open, high, low, close), the original Kronos' rule; in adjusted units this
+        product is the raw amount. Both are logged with their count. A rule reads the bar itself only.
 
         Raises
         ------
