@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "kronos_qlib"
 
-# What each part may import of ours, itself aside. A part that is not named here is an adapter or the command line.
+# What each part may import of ours, itself aside. A part not named here is an adapter or the command line.
 ALLOWED = {
     "kronos": set(),
     "market": set(),
@@ -103,7 +103,8 @@ def test_the_command_line_imports_heavy_things_late() -> None:
     """Nothing that the command line's modules import at their top pulls in torch, Qlib or matplotlib."""
     import subprocess
 
-    code = "import sys, kronos_qlib.cli; print([m for m in ('torch', 'qlib', 'matplotlib', 'pandas') if m in sys.modules])"
+    heavy = ("torch", "qlib", "matplotlib", "pandas")
+    code = f"import sys, kronos_qlib.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -115,7 +116,11 @@ def test_the_command_line_imports_heavy_things_late() -> None:
         ("kronos_qlib.kronos.layers", "from ..market import panel", True),
         ("kronos_qlib.kronos.layers", "from .config import ModelConfig", False),
         ("kronos_qlib.kronos.layers", "from kronos_qlib import market", True),
-        ("kronos_qlib.alpha.signals", "def f():\n    from kronos_qlib.forecast.paths import KlinePaths", True),
+        (
+            "kronos_qlib.alpha.signals",
+            "def f():\n    from kronos_qlib.forecast.paths import KlinePaths",
+            True,
+        ),
         ("kronos_qlib.forecast.forecaster", "from kronos_qlib.alpha.signals import SIGNALS", False),
         ("kronos_qlib.forecast.forecaster", "import qlib", True),
         ("kronos_qlib.handler", "from qlib.data import D", False),

@@ -1,0 +1,140 @@
+"""``kronos-qlib forecast``: the futures of one instrument from a file of its bars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kronos_qlib.forecast.paths import KlinePaths
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+CHECKPOINT_HELP = "Folder, hub id such as NeoQuasar/Kronos-small, or bundled:synthetic (made-up market only)."
+
+
+def forecast(
+    file: Path = typer.Argument(..., help="CSV or parquet file of bars."),
+    checkpoint: str = typer.Option(..., help=CHECKPOINT_HELP),
+    tokenizer: str | None = typer.Option(None, help="Tokenizer, where it does not lie with the checkpoint."),
+    instrument: str | None = typer.Option(
+        None, help="Which instrument of the file; not needed if it holds one."
+    ),
+    horizon: int = typer.Option(10, min=1, help="Bars to forecast."),
+    paths: int = typer.Option(30, min=1, help="Futures to sample."),
+    until: str | None = typer.Option(
+        None, help="Forecast from the last bar up to this time; what really followed is drawn as well."
+    ),
+    lookback: int | None = typer.Option(
+        None, min=2, help="Bars of context; the checkpoint's own if not given."
+    ),
+    calendar: str = typer.Option("XSHG", help="Exchange whose sessions come next (XSHG, XNYS, 24/7, …)."),
+    freq: str = typer.Option("day", help="Bar length: day, 15min or 5min."),
+    temperature: float = typer.Option(1.0, help="Sampling temperature; 0 takes the likeliest token."),
+    top_p: float = typer.Option(0.9, help="Sample from the likeliest tokens that hold this probability."),
+    seed: int = typer.Option(0, help="Seed: the same seed gives the same futures."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1 …"),
+    out: Path = typer.Option(Path("output/forecast"), help="Folder for paths, quantiles and plot."),
+) -> None:
+    """Sample futures of one instrument: paths.parquet, quantiles.csv and forecast.png, in the file's units.
+
+    \b
+    Examples:
+      kronos-qlib forecast sh600977.csv --checkpoint NeoQuasar/Kronos-small --freq 5min
+      kronos-qlib forecast bars.parquet --instrument SH600519 --checkpoint my_kronos --horizon 20 --paths 100
+      kronos-qlib forecast btc.csv --calendar 24/7 --freq 5min --until 2026-01-15 --checkpoint my_kronos
+    """
+    from kronos_qlib import KronosForecaster, SamplingConfig
+    from kronos_qlib.market.calendars import get_calendar
+    from kronos_qlib.plots import plot_forecast, save_figure
+
+    sampling = SamplingConfig(temperature=temperature, top_p=top_p, n_paths=paths, seed=seed)
+    sessions = get_calendar(calendar, freq=freq)
+    name, bars = read_instrument(file, instrument)
+    history, followed = split_at(bars, until)
+    forecaster = KronosForecaster.from_pretrained(
+        model=checkpoint, tokenizer=tokenizer, lookback=lookback, device=device
+    )
+    futures = forecaster.forecast_frame(
+        history, horizon=horizon, sampling=sampling, calendar=sessions, instrument=name
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    futures.to_frame().to_parquet(out / "paths.parquet")
+    quantiles = quantile_table(futures)
+    quantiles.to_csv(out / "quantiles.csv", index=False)
+    save_figure(plot_forecast(history, futures, actual=followed), out / "forecast.png")
+    typer.echo(
+        f"{name}: {paths} futures of {horizon} bars after {history.index[-1]}, close {history['close'].iloc[-1]:g}"
+    )
+    typer.echo(quantiles[quantiles["field"] == "close"].drop(columns="field").to_string(index=False))
+    typer.echo(
+        "Quantiles are those of the sampled paths; no calibration has been measured on this instrument."
+    )
+    typer.echo(f"Wrote paths.parquet, quantiles.csv and forecast.png to {out}")
+
+
+def read_instrument(file: Path, instrument: str | None) -> tuple[str, pd.DataFrame]:
+    """Read the bars of one instrument, indexed by time and sorted.
+
+    Raises
+    ------
+    ValueError : the file holds several instruments and none was named, or not the one that was.
+    """
+    import pandas as pd
+
+    from kronos_qlib.market.contract import read_bars
+
+    frame = read_bars([file])
+    if "instrument" in frame.columns:
+        codes = sorted(frame["instrument"].astype(str).unique())
+        if instrument is None and len(codes) > 1:
+            raise ValueError(
+                f"{file} holds {len(codes)} instruments; name one with --instrument, such as {codes[0]}"
+            )
+        chosen = instrument or codes[0]
+        if chosen not in codes:
+            raise ValueError(f"{file} has no instrument {chosen!r}; it has {_some(codes)}")
+        frame = frame[frame["instrument"].astype(str) == chosen].drop(columns="instrument")
+    else:
+        chosen = instrument or file.stem
+    bars = frame.set_index(pd.DatetimeIndex(frame["datetime"])).drop(columns="datetime")
+    return chosen, bars.sort_index()
+
+
+def _some(names: list[str], shown: int = 5) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def split_at(bars: pd.DataFrame, until: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cut bars into those up to ``until`` (a date without a time is the whole day) and those after it."""
+    import pandas as pd
+
+    if until is None:
+        return bars, bars.iloc[:0]
+    try:
+        limit = pd.Timestamp(until)
+    except ValueError as error:
+        raise ValueError(f"--until takes a date or a time such as 2026-01-15; found {until!r}") from error
+    if limit == limit.normalize():
+        limit += pd.Timedelta(days=1) - pd.Timedelta(1, "ns")
+    history = bars[bars.index <= limit]
+    if history.empty:
+        raise ValueError(f"no bar up to {until}: the file's first bar is {bars.index[0]}")
+    return history, bars[bars.index > limit]
+
+
+def quantile_table(futures: KlinePaths) -> pd.DataFrame:
+    """Return quantiles of the first window's paths, a row for every field and step, in the file's units."""
+    import pandas as pd
+
+    from kronos_qlib.market.fields import BAR_FIELDS
+
+    tables = []
+    for field in BAR_FIELDS:
+        columns = {f"q{round(q * 100):02d}": futures.quantile(q, field)[0] for q in QUANTILES}
+        tables.append(pd.DataFrame({"datetime": futures.timestamps[0], "field": field, **columns}))
+    return pd.concat(tables, ignore_index=True)
