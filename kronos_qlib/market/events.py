@@ -107,7 +107,7 @@ def closes_at_limit(columns: BarColumns, tick: float = TICK) -> tuple[np.ndarray
 
 
 def opening_gaps(columns: BarColumns, tick: float = TICK) -> np.ndarray:
-    """True where the open is over a tick outside the previous bar's range in today's price scale, bool (R,)."""
+    """True where the open is over a tick outside the previous bar's range in today's scale, bool (R,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = columns.previous_bar("factor") / columns.factor
     open_ = columns.values["open"]
