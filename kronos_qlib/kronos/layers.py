@@ -1,0 +1,129 @@
+"""Blocks that the tokenizer and the model share. Parameter names are those of published checkpoints."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROTARY_BASE = 10000.0
+NORM_EPSILON = 1e-5
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 (float64 stays float64)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        normed = wide * torch.rsqrt(torch.mean(wide * wide, dim=-1, keepdim=True) + NORM_EPSILON)
+        return normed.type_as(x) * self.weight
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: ``w2(silu(w1 x) * w3 x)``, no bias."""
+
+    def __init__(self, d_model: int, ff_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(d_model, ff_dim, bias=False)
+        self.w3 = nn.Linear(d_model, ff_dim, bias=False)
+        self.w2 = nn.Linear(ff_dim, d_model, bias=False)
+        self.ffn_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+def inverse_frequencies(head_dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rotary frequencies, shape (head_dim / 2,)."""
+    exponents = torch.arange(0, head_dim, 2, dtype=dtype) / head_dim
+    return 1.0 / (ROTARY_BASE**exponents)
+
+
+@lru_cache(maxsize=64)
+def rotary_table(length: int, head_dim: int, device: torch.device, wide: bool) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions 0 … length - 1, each (length, head_dim).
+
+    Never taken from a module's buffer: ``model.to(bfloat16)`` would round it and break positions above 256 (trap 9).
+    """
+    dtype = torch.float64 if wide else torch.float32
+    angles = torch.outer(torch.arange(length, dtype=dtype), inverse_frequencies(head_dim, dtype))
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(device), angles.sin().to(device)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of the last axis; ``cos`` and ``sin`` broadcast against ``x`` (..., positions, head_dim)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x * cos + turned * sin).type_as(x)
+
+
+class Rotary(nn.Module):
+    """Holds the published ``inv_freq`` entry, so that state dicts match; the tables are computed apart."""
+
+    inv_freq: Tensor
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.register_buffer("inv_freq", inverse_frequencies(head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rotate ``x`` (..., T, head_dim) by positions 0 … T - 1."""
+        cos, sin = rotary_table(x.shape[-2], self.head_dim, x.device, x.dtype == torch.float64)
+        return rotate(x, cos, sin)
+
+
+class Attention(nn.Module):
+    """Projections of multi-head attention with rotary positions; used as self- and as cross-attention."""
+
+    def __init__(self, d_model: int, n_heads: int, attn_dropout: float, resid_dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.head_dim = d_model // n_heads
+        self.q_proj = nn.Linear(d_model, d_model)
+        self.k_proj = nn.Linear(d_model, d_model)
+        self.v_proj = nn.Linear(d_model, d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+        self.rotary = Rotary(self.head_dim)
+        self.attn_dropout_p = attn_dropout
+        self.resid_dropout = nn.Dropout(resid_dropout)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, T, d_model) -> (B, n_heads, T, head_dim)."""
+        return x.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)
+
+    def forward(self, query: Tensor, memory: Tensor, *, causal: bool = True, rotary: bool = True) -> Tensor:
+        """Attend from ``query`` (B, Tq, d) to ``memory`` (B, Tk, d); causal needs Tq = Tk."""
+        q = self.split_heads(self.q_proj(query))
+        k = self.split_heads(self.k_proj(memory))
+        v = self.split_heads(self.v_proj(memory))
+        if rotary:
+            q, k = self.rotary(q), self.rotary(k)
+        dropout = self.attn_dropout_p if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+        return self.resid_dropout(self.out_proj(out.transpose(1, 2).flatten(-2)))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm causal self-attention and SwiGLU feed-forward."""
+
+    def __init__(
+        self, d_model: int, n_heads: int, ff_dim: int, ffn_dropout: float, attn_dropout: float, resid_dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(d_model)
+        self.self_attn = Attention(d_model, n_heads, attn_dropout, resid_dropout)
+        self.norm2 = RMSNorm(d_model)
+        self.ffn = FeedForward(d_model, ff_dim, ffn_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.self_attn(normed, normed)
+        return x + self.ffn(self.norm2(x))
