@@ -38,9 +38,7 @@ class Finding:
 
 def find_packages() -> list[Finding]:
     """Look up the installed version of every package that we ask for."""
-    findings = [
-        Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    ]
+    findings = [Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     for name in REQUIRED:
         version = _version(name)
         text = version or f"not installed: pip install {name}"
@@ -73,16 +71,12 @@ def find_devices() -> list[Finding]:
         )
     ]
     if not torch.cuda.is_available():
-        findings.append(
-            Finding("cuda", "note", "no NVIDIA device is visible; everything runs on the CPU, more slowly")
-        )
+        findings.append(Finding("cuda", "note", "no NVIDIA device is visible; everything runs on the CPU, more slowly"))
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         bfloat16 = "yes" if properties.major >= 8 else "no"
         memory = properties.total_memory / 2**30
-        findings.append(
-            Finding(f"cuda:{number}", "ok", f"{properties.name}, {memory:.0f} GiB, bfloat16: {bfloat16}")
-        )
+        findings.append(Finding(f"cuda:{number}", "ok", f"{properties.name}, {memory:.0f} GiB, bfloat16: {bfloat16}"))
     if torch.backends.mps.is_available():
         findings.append(Finding("mps", "ok", "Apple GPU"))
     return findings
@@ -132,10 +126,8 @@ def find_checkpoints(extra: list[Path]) -> list[Finding]:
     cached = _cached_models()
     findings += [Finding("checkpoint", "ok", f"{name} (Hugging Face cache)") for name in cached]
     if not cached:
-        how = "load_model('NeoQuasar/Kronos-small') downloads it once, where the hub can be reached"
-        findings.append(
-            Finding("checkpoint", "note", f"no published Kronos weights in the Hugging Face cache: {how}")
-        )
+        how = "load_model('NeoQuasar/Kronos-small', revision=COMMIT) downloads them where the hub can be reached"
+        findings.append(Finding("checkpoint", "note", f"no published Kronos weights in the Hugging Face cache: {how}"))
     return findings
 
 

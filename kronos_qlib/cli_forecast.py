@@ -13,24 +13,21 @@ if TYPE_CHECKING:
     from kronos_qlib.forecast.paths import KlinePaths
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-CHECKPOINT_HELP = "Folder, hub id such as NeoQuasar/Kronos-small, or bundled:synthetic (made-up market only)."
+CHECKPOINT_HELP = "Folder, hub id such as owner/name with --revision, or bundled:synthetic (made-up market only)."
 
 
 def forecast(
     file: Path = typer.Argument(..., help="CSV or parquet file of bars."),
     checkpoint: str = typer.Option(..., help=CHECKPOINT_HELP),
     tokenizer: str | None = typer.Option(None, help="Tokenizer, where it does not lie with the checkpoint."),
-    instrument: str | None = typer.Option(
-        None, help="Which instrument of the file; not needed if it holds one."
-    ),
+    revision: str | None = typer.Option(None, help="Commit of the hub ids, to pin them."),
+    instrument: str | None = typer.Option(None, help="Which instrument of the file; not needed if it holds one."),
     horizon: int = typer.Option(10, min=1, help="Bars to forecast."),
     paths: int = typer.Option(30, min=1, help="Futures to sample."),
     until: str | None = typer.Option(
         None, help="Forecast from the last bar up to this time; what really followed is drawn as well."
     ),
-    lookback: int | None = typer.Option(
-        None, min=2, help="Bars of context; the checkpoint's own if not given."
-    ),
+    lookback: int | None = typer.Option(None, min=2, help="Bars of context; the checkpoint's own if not given."),
     calendar: str = typer.Option("XSHG", help="Exchange whose sessions come next (XSHG, XNYS, 24/7, …)."),
     freq: str = typer.Option("day", help="Bar length: day, 15min or 5min."),
     temperature: float = typer.Option(1.0, help="Sampling temperature; 0 takes the likeliest token."),
@@ -39,11 +36,13 @@ def forecast(
     device: str = typer.Option("auto", help="auto, cpu, cuda, cuda:1 …"),
     out: Path = typer.Option(Path("output/forecast"), help="Folder for paths, quantiles and plot."),
 ) -> None:
-    """Sample futures of one instrument: paths.parquet, quantiles.csv and forecast.png, in the file's units.
+    """Sample futures of one instrument: paths.parquet, quantiles.csv and forecast.png.
+
+    With a column factor, prices are adjusted to the last bar, whose price stays as traded.
 
     \b
     Examples:
-      kronos-qlib forecast sh600977.csv --checkpoint NeoQuasar/Kronos-small --freq 5min
+      kronos-qlib forecast sh600977.csv --checkpoint my_kronos --freq 5min
       kronos-qlib forecast bars.parquet --instrument SH600519 --checkpoint my_kronos --horizon 20 --paths 100
       kronos-qlib forecast btc.csv --calendar 24/7 --freq 5min --until 2026-01-15 --checkpoint my_kronos
     """
@@ -55,24 +54,22 @@ def forecast(
     sessions = get_calendar(calendar, freq=freq)
     name, bars = read_instrument(file, instrument)
     history, followed = split_at(bars, until)
+    if "factor" in bars:
+        factor = float(history["factor"].iloc[-1])
+        history, followed = adjust_to(history, factor), adjust_to(followed, factor)
     forecaster = KronosForecaster.from_pretrained(
-        model=checkpoint, tokenizer=tokenizer, lookback=lookback, device=device
+        model=checkpoint, tokenizer=tokenizer, revision=revision, lookback=lookback, device=device
     )
-    futures = forecaster.forecast_frame(
-        history, horizon=horizon, sampling=sampling, calendar=sessions, instrument=name
-    )
+    futures = forecaster.forecast_frame(history, horizon=horizon, sampling=sampling, calendar=sessions, instrument=name)
     out.mkdir(parents=True, exist_ok=True)
     futures.to_frame().to_parquet(out / "paths.parquet")
     quantiles = quantile_table(futures)
     quantiles.to_csv(out / "quantiles.csv", index=False)
     save_figure(plot_forecast(history, futures, actual=followed), out / "forecast.png")
-    typer.echo(
-        f"{name}: {paths} futures of {horizon} bars after {history.index[-1]}, close {history['close'].iloc[-1]:g}"
-    )
+    last = f"{history.index[-1]}, close {history['close'].iloc[-1]:g}"
+    typer.echo(f"{name}: {paths} futures of {horizon} bars after {last}")
     typer.echo(quantiles[quantiles["field"] == "close"].drop(columns="field").to_string(index=False))
-    typer.echo(
-        "Quantiles are those of the sampled paths; no calibration has been measured on this instrument."
-    )
+    typer.echo("Quantiles are those of the sampled paths; no calibration has been measured on this instrument.")
     typer.echo(f"Wrote paths.parquet, quantiles.csv and forecast.png to {out}")
 
 
@@ -85,23 +82,30 @@ def read_instrument(file: Path, instrument: str | None) -> tuple[str, pd.DataFra
     """
     import pandas as pd
 
-    from kronos_qlib.market.contract import read_bars
+    from kronos_qlib.market.reading import read_bars
 
-    frame = read_bars([file])
-    if "instrument" in frame.columns:
-        codes = sorted(frame["instrument"].astype(str).unique())
-        if instrument is None and len(codes) > 1:
-            raise ValueError(
-                f"{file} holds {len(codes)} instruments; name one with --instrument, such as {codes[0]}"
-            )
-        chosen = instrument or codes[0]
-        if chosen not in codes:
-            raise ValueError(f"{file} has no instrument {chosen!r}; it has {_some(codes)}")
-        frame = frame[frame["instrument"].astype(str) == chosen].drop(columns="instrument")
-    else:
-        chosen = instrument or file.stem
-    bars = frame.set_index(pd.DatetimeIndex(frame["datetime"])).drop(columns="datetime")
-    return chosen, bars.sort_index()
+    # a file of one instrument often has no column for it: then its name is what the caller or the file says
+    frame = read_bars([file], instrument=instrument or file.stem)
+    codes = sorted(frame["instrument"].astype(str).unique())
+    if instrument is None and len(codes) > 1:
+        raise ValueError(f"{file} holds {len(codes)} instruments; name one: --instrument {codes[0]}")
+    chosen = instrument or codes[0]
+    if chosen not in codes:
+        raise ValueError(f"{file} has no instrument {chosen!r}; it has {_some(codes)}")
+    frame = frame[frame["instrument"].astype(str) == chosen].drop(columns="instrument")
+    return chosen, frame.set_index(pd.DatetimeIndex(frame["datetime"])).drop(columns="datetime").sort_index()
+
+
+def adjust_to(bars: pd.DataFrame, factor: float) -> pd.DataFrame:
+    """Return bars without splits and dividends, in the price of a bar whose adjustment factor is ``factor``.
+
+    Price × own factor / ``factor``, volume the other way round; the amount is money and stays.
+    """
+    from kronos_qlib.market.fields import PRICE_FIELDS
+
+    ratio = bars["factor"] / factor
+    prices = bars[list(PRICE_FIELDS)].mul(ratio, axis=0)
+    return bars.assign(**{name: prices[name] for name in prices}, volume=bars["volume"] / ratio)
 
 
 def _some(names: list[str], shown: int = 5) -> str:

@@ -16,9 +16,7 @@ DATA_ERRORS = 1
 
 def check(
     files: list[Path] = typer.Argument(..., help="CSV or parquet files of bars."),
-    calendar: str = typer.Option(
-        "XSHG", help="Exchange whose sessions the bars follow (XSHG, XNYS, 24/7, …)."
-    ),
+    calendar: str = typer.Option("XSHG", help="Exchange whose sessions the bars follow (XSHG, XNYS, 24/7, …)."),
     freq: str = typer.Option("day", help="Bar length: day, 15min or 5min."),
     region: str = typer.Option("cn", help="Whose rules about limits and lots apply: cn or us."),
     as_json: bool = typer.Option(False, "--json", help="Print the report as JSON and nothing else."),
@@ -32,7 +30,8 @@ def check(
       kronos-qlib check btcusdt.csv --calendar 24/7 --freq 5min --region us
       kronos-qlib check bars.parquet --json > report.json
     """
-    from kronos_qlib.market.contract import check_bars, read_bars
+    from kronos_qlib.market.contract import check_bars
+    from kronos_qlib.market.reading import read_bars
 
     found = check_bars(read_bars(list(files)), freq=freq, calendar=calendar, region=region)
     if report is not None:
@@ -69,15 +68,11 @@ def parse_members(given: list[str]) -> dict[str, Path]:
 
 def ingest(
     files: list[Path] = typer.Argument(..., help="CSV or parquet files of bars."),
-    out: Path = typer.Option(
-        ..., help="Folder of the store to write; replaced only when the new one is whole."
-    ),
+    out: Path = typer.Option(..., help="Folder of the store to write; replaced only when the new one is whole."),
     members: list[str] = typer.Option(
         [], help="NAME=FILE: an instruments file (code, first day, last day). May be given several times."
     ),
-    calendar: str = typer.Option(
-        "XSHG", help="Exchange whose sessions the bars follow (XSHG, XNYS, 24/7, …)."
-    ),
+    calendar: str = typer.Option("XSHG", help="Exchange whose sessions the bars follow (XSHG, XNYS, 24/7, …)."),
     freq: str = typer.Option("day", help="Bar length: day, 15min or 5min."),
     region: str = typer.Option("cn", help="Whose rules about limits and lots apply: cn or us."),
     repair: str = typer.Option("default", help="Name of the repair policy."),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 WORKFLOW = "quickstart"
 CHECKPOINT = "bundled:synthetic"
-UNIVERSE = "csi300"
+UNIVERSE = "synthetic"
 LOG_LINES_ON_FAILURE = 30
 
 
@@ -50,9 +50,7 @@ class QuickstartFigures:
 
 
 def quickstart(
-    out: Path = typer.Option(
-        Path("output/quickstart"), help="Folder for the store, the run, figures and plots."
-    ),
+    out: Path = typer.Option(Path("output/quickstart"), help="Folder for the store, the run, figures and plots."),
 ) -> None:
     """Build a synthetic market, score it with the bundled checkpoint and backtest it through qrun.
 
@@ -108,17 +106,13 @@ def run_workflow(name: str, out: Path, store: Path) -> None:
     from kronos_qlib.resources import workflow_path
 
     command = [sys.executable, "-m", "qlib.cli.run", str(workflow_path(name))]
-    environment = {**os.environ, "KRONOS_STORE": str(store), "MPLBACKEND": "Agg"}
+    environment = {**os.environ, "KRONOS_STORE": str(store), "KRONOS_CHECKPOINT": CHECKPOINT, "MPLBACKEND": "Agg"}
     log = out / "qrun.log"
     with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(
-            command, cwd=out, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False
-        )
+        done = subprocess.run(command, cwd=out, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-LOG_LINES_ON_FAILURE:])
-        raise ValueError(
-            f"qrun of {name}.yaml ended with exit code {done.returncode}; the end of {log}:\n{tail}"
-        )
+        raise ValueError(f"qrun of {name}.yaml ended with exit code {done.returncode}; the end of {log}:\n{tail}")
 
 
 def read_results(out: Path, store: Path) -> dict[str, Any]:
@@ -225,9 +219,7 @@ def adjusted_bars(market: SyntheticMarket, instrument: str) -> pd.DataFrame:
     """Return one stock's bars in the store's units: prices × factor, volume / factor; indexed by day."""
     from kronos_qlib.market.fields import PRICE_FIELDS
 
-    bars = (
-        market.bars[market.bars["instrument"] == instrument].set_index("datetime").drop(columns="instrument")
-    )
+    bars = market.bars[market.bars["instrument"] == instrument].set_index("datetime").drop(columns="instrument")
     prices = bars[list(PRICE_FIELDS)].mul(bars["factor"], axis=0)
     return prices.assign(volume=bars["volume"] / bars["factor"], amount=bars["amount"])
 
