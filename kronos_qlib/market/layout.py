@@ -33,6 +33,10 @@ class BarLayout:
         """Return a source column (R,) in this order."""
         return column if self.order is None else column[self.order]
 
+    def instrument_of(self, row: int) -> str:
+        """Return the instrument of one row."""
+        return self.instruments[int(np.searchsorted(self.offsets, row, side="right")) - 1]
+
     @property
     def codes(self) -> npt.NDArray[np.int64]:
         """Position of each row's instrument, int64 (R,)."""

@@ -150,8 +150,7 @@ def _column(frame: pd.DataFrame, field: str) -> npt.NDArray[np.floating]:
     name = field if field in frame.columns else f"${field}"
     if name not in frame.columns:
         raise ValueError(
-            f"the bars frame has no column {field!r} (or '${field}'): "
-            f"found {list(map(str, frame.columns))[:12]}"
+            f"the bars frame has no column {field!r} (or '${field}'): found {list(map(str, frame.columns))[:12]}"
         )
     try:
         column = frame[name].to_numpy(dtype=np.float64 if frame[name].dtype == object else None)
@@ -193,11 +192,10 @@ def _refuse_bad_numbers(values: npt.NDArray[np.float32], layout: BarLayout) -> N
     bad = np.isinf(values).any(axis=1) | np.isnan(values[:, :4]).any(axis=1)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        code = int(np.searchsorted(layout.offsets, row, side="right")) - 1
         bar = dict(zip(BAR_FIELDS, values[row].tolist(), strict=True))
         raise ValueError(
             f"{int(bad.sum())} bars have a close but another price missing, or an infinite value, first "
-            f"{layout.instruments[code]} at {pd.Timestamp(layout.timestamps[row])}: {bar}; "
+            f"{layout.instrument_of(row)} at {pd.Timestamp(layout.timestamps[row])}: {bar}; "
             "repair them (kronos_qlib.market.repair) or set their close to NaN"
         )
 
@@ -209,9 +207,7 @@ def _events(frame: pd.DataFrame, layout: BarLayout) -> npt.NDArray[np.int64]:
     return np.nan_to_num(layout.arrange(column), nan=0.0).astype(np.int64)
 
 
-def _sessions(
-    layout: BarLayout, calendar: pd.DatetimeIndex | None
-) -> tuple[npt.NDArray[np.int64], pd.DatetimeIndex]:
+def _sessions(layout: BarLayout, calendar: pd.DatetimeIndex | None) -> tuple[npt.NDArray[np.int64], pd.DatetimeIndex]:
     if calendar is None:
         days, position = np.unique(layout.timestamps, return_inverse=True)
         return position.astype(np.int64), pd.DatetimeIndex(days)

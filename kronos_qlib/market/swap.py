@@ -1,0 +1,91 @@
+"""Put a folder in place whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_folder(out: Path, marker: str) -> Iterator[Path]:
+    """Give a temporary folder beside ``out`` to fill; when the block ends well, it takes the place of ``out``.
+
+    Until then ``out`` is untouched; when the block raises, the temporary folder is removed. The files are on
+    disk (fsync) before the move. An existing ``out`` is moved aside, replaced, then deleted.
+
+    Parameters
+    ----------
+    out : Path
+    marker : str
+        A file that a folder must hold to be replaced; an empty folder may be replaced as well.
+
+    Raises
+    ------
+    ValueError
+        ``out`` is something else than such a folder, or its place cannot be written.
+    """
+    out = Path(os.path.realpath(Path(out).expanduser()))
+    refuse_foreign(out, marker)
+    temporary = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written: {error}; choose a place where you may write") from error
+    try:
+        yield temporary
+        sync_tree(temporary)
+        refuse_foreign(out, marker)
+        _move_in(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_foreign(out: Path, marker: str) -> None:
+    """Raise ``ValueError`` if ``out`` holds anything that is not ours to replace."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ValueError(f"{out} is a file: expected a folder to write, or a place where nothing is yet")
+    if any(out.iterdir()) and not (out / marker).is_file():
+        raise ValueError(
+            f"{out} is a folder without {marker}, so it was not written by kronos_qlib and is left alone: "
+            "choose another place, or move it away yourself"
+        )
+
+
+def sync_tree(folder: Path) -> None:
+    """Ask the system to put all files and folders below ``folder`` on disk."""
+    for root, _, files in os.walk(folder):
+        for path in [*(os.path.join(root, name) for name in files), root]:
+            _sync(path)
+
+
+def _sync(path: str | Path) -> None:
+    if os.name == "nt" and os.path.isdir(path):  # Windows cannot open a folder to sync it
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move_in(temporary: Path, out: Path) -> None:
+    old = out.with_name(f".{out.name}.old-{uuid.uuid4().hex[:8]}")
+    replaced = out.exists()
+    if replaced:
+        os.rename(out, old)
+    try:
+        os.rename(temporary, out)
+    except BaseException:
+        if replaced:
+            os.rename(old, out)
+        raise
+    _sync(out.parent)
+    if replaced:
+        shutil.rmtree(old)
