@@ -211,7 +211,7 @@ def _fingerprint(bars: StoreBars, sessions: npt.NDArray[np.datetime64], spans: M
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps(bars.layout.instruments).encode())
     for array in (bars.layout.offsets, bars.layout.timestamps, bars.values, sessions):
-        digest.update(memoryview(np.ascontiguousarray(array).view(np.uint8)))
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     for name in sorted(spans):
         digest.update(name.encode() + spans[name].to_csv(index=False).encode())
     return digest.hexdigest()
