@@ -47,6 +47,7 @@ def forecast(
       kronos-qlib forecast btc.csv --calendar 24/7 --freq 5min --until 2026-01-15 --checkpoint my_kronos
     """
     from kronos_qlib import KronosForecaster, SamplingConfig
+    from kronos_qlib.market.adjust import adjust_bars
     from kronos_qlib.market.calendars import get_calendar
     from kronos_qlib.plots import plot_forecast, save_figure
 
@@ -56,7 +57,7 @@ def forecast(
     history, followed = split_at(bars, until)
     if "factor" in bars:
         factor = float(history["factor"].iloc[-1])
-        history, followed = adjust_to(history, factor), adjust_to(followed, factor)
+        history, followed = adjust_bars(history, factor), adjust_bars(followed, factor)
     forecaster = KronosForecaster.from_pretrained(
         model=checkpoint, tokenizer=tokenizer, revision=revision, lookback=lookback, device=device
     )
@@ -94,18 +95,6 @@ def read_instrument(file: Path, instrument: str | None) -> tuple[str, pd.DataFra
         raise ValueError(f"{file} has no instrument {chosen!r}; it has {_some(codes)}")
     frame = frame[frame["instrument"].astype(str) == chosen].drop(columns="instrument")
     return chosen, frame.set_index(pd.DatetimeIndex(frame["datetime"])).drop(columns="datetime").sort_index()
-
-
-def adjust_to(bars: pd.DataFrame, factor: float) -> pd.DataFrame:
-    """Return bars without splits and dividends, in the price of a bar whose adjustment factor is ``factor``.
-
-    Price × own factor / ``factor``, volume the other way round; the amount is money and stays.
-    """
-    from kronos_qlib.market.fields import PRICE_FIELDS
-
-    ratio = bars["factor"] / factor
-    prices = bars[list(PRICE_FIELDS)].mul(ratio, axis=0)
-    return bars.assign(**{name: prices[name] for name in prices}, volume=bars["volume"] / ratio)
 
 
 def _some(names: list[str], shown: int = 5) -> str:

@@ -199,11 +199,13 @@ def draw(
 def forecast_one(market: SyntheticMarket, day: pd.Timestamp, horizon: int = 10) -> tuple[Any, Any, Any]:
     """Forecast the first member of ``day`` from adjusted bars up to that day; also return what followed."""
     from kronos_qlib import KronosForecaster, SamplingConfig
+    from kronos_qlib.market.adjust import adjust_bars
     from kronos_qlib.market.calendars import get_calendar
 
     members = market.members[(market.members["start"] <= day) & (market.members["end"] >= day)]
     instrument = str(members["instrument"].min())
-    bars = adjusted_bars(market, instrument)
+    stock = market.bars[market.bars["instrument"] == instrument]
+    bars = adjust_bars(stock.set_index("datetime").drop(columns="instrument"))
     history = bars[bars.index <= day]
     futures = KronosForecaster.from_pretrained(model=CHECKPOINT).forecast_frame(
         history,
@@ -213,15 +215,6 @@ def forecast_one(market: SyntheticMarket, day: pd.Timestamp, horizon: int = 10) 
         instrument=instrument,
     )
     return history, bars[bars.index > day], futures
-
-
-def adjusted_bars(market: SyntheticMarket, instrument: str) -> pd.DataFrame:
-    """Return one stock's bars in the store's units: prices × factor, volume / factor; indexed by day."""
-    from kronos_qlib.market.fields import PRICE_FIELDS
-
-    bars = market.bars[market.bars["instrument"] == instrument].set_index("datetime").drop(columns="instrument")
-    prices = bars[list(PRICE_FIELDS)].mul(bars["factor"], axis=0)
-    return prices.assign(volume=bars["volume"] / bars["factor"], amount=bars["amount"])
 
 
 def describe(figures: QuickstartFigures) -> str:
