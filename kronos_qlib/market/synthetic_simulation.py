@@ -28,7 +28,7 @@ STREAMS = (
 
 @dataclass(frozen=True)
 class Bars:
-    """Arrays (T, I), NaN where a stock does not trade; ``intended`` is the return before limit and rounding."""
+    """Arrays (T, I), NaN without a trade; ``intended`` is the return before the limit and rounding."""
 
     open: np.ndarray
     high: np.ndarray
@@ -78,29 +78,23 @@ def make_listings(config: SyntheticConfig, random: np.random.Generator) -> pd.Da
 def make_returns(
     config: SyntheticConfig, random: dict[str, np.random.Generator], listings: pd.DataFrame, n_sessions: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw the unpredictable part of returns: total, own shocks of unit variance, own volatility; (T, I) each."""
+    """Draw the unpredictable part of returns: total, own unit shocks, own volatility; (T, I) each."""
     n = len(listings)
     level = _log_volatility(config, random["volatility"], n_sessions, n + 1)
     # exp(2 × level) has mean 1, so that the volatilities of the configuration are the unconditional ones
     scale = np.exp(level - config.volatility_dispersion**2)
     unit = 1 / np.sqrt(config.tail / (config.tail - 2))
-    market = (
-        random["market"].standard_t(config.tail, n_sessions) * unit * config.market_volatility * scale[:, -1]
-    )
+    market = random["market"].standard_t(config.tail, n_sessions) * unit * config.market_volatility * scale[:, -1]
     sector = random["sector"].standard_normal((n_sessions, config.n_sectors)) * config.sector_volatility
     shocks = random["idiosyncratic"].standard_t(config.tail, (n_sessions, n)) * unit
     volatility = listings["volatility"].to_numpy() * scale[:, :-1]
     common = (
-        config.market_drift
-        + market[:, None] * listings["beta"].to_numpy()
-        + sector[:, listings["sector"].to_numpy()]
+        config.market_drift + market[:, None] * listings["beta"].to_numpy() + sector[:, listings["sector"].to_numpy()]
     )
     return common + volatility * shocks, shocks, volatility
 
 
-def _log_volatility(
-    config: SyntheticConfig, random: np.random.Generator, rows: int, columns: int
-) -> np.ndarray:
+def _log_volatility(config: SyntheticConfig, random: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     surprises = random.standard_normal((rows, columns)) * config.volatility_dispersion
     surprises[1:] *= np.sqrt(1 - config.volatility_persistence**2)
     for day in range(1, rows):
@@ -168,10 +162,7 @@ def _bar_draws(
     size = np.abs(shocks)
     typical, spread = _absolute_moments(config.tail)
     link = config.volume_move_correlation
-    volume = (
-        random["volume"].standard_normal((rows, columns)) * np.sqrt(1 - link**2)
-        + link * (size - typical) / spread
-    )
+    volume = random["volume"].standard_normal((rows, columns)) * np.sqrt(1 - link**2) + link * (size - typical) / spread
     extremes = random["extremes"].random((rows, columns, 2))
     overnight, vwap = (
         random["overnight"].standard_normal((rows, columns)),
@@ -184,13 +175,7 @@ def _absolute_moments(tail: float) -> tuple[float, float]:
     """Mean and standard deviation of the absolute value of a unit-variance Student-t variable."""
     from scipy.special import gammaln
 
-    mean = (
-        2
-        * np.sqrt(tail - 2)
-        / (tail - 1)
-        * np.exp(gammaln((tail + 1) / 2) - gammaln(tail / 2))
-        / np.sqrt(np.pi)
-    )
+    mean = 2 * np.sqrt(tail - 2) / (tail - 1) * np.exp(gammaln((tail + 1) / 2) - gammaln(tail / 2)) / np.sqrt(np.pi)
     return float(mean), float(np.sqrt(1 - mean**2))
 
 
@@ -204,9 +189,7 @@ def _corporate_actions(
     return payouts, splits
 
 
-def _reference_price(
-    close: np.ndarray, payout: np.ndarray, split: np.ndarray, bars: np.ndarray
-) -> np.ndarray:
+def _reference_price(close: np.ndarray, payout: np.ndarray, split: np.ndarray, bars: np.ndarray) -> np.ndarray:
     """The exchange's reference price, to the cent: last close less the dividend, over the split. Not before
     the second bar.
 
