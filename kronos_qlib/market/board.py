@@ -70,12 +70,14 @@ def reference_prices(columns: BarColumns) -> np.ndarray:
     """Reference price of each bar's day: ``close[t-1] * factor[t-1] / factor[t]``, raw price, float64 (R,).
 
     ``t-1`` is the instrument's last bar of an earlier day, so intraday bars of a day share one reference.
-    NaN on an instrument's first day. Uses earlier days and the day's factor, which is known before the open.
+    NaN on an instrument's first day and after an impossible close. Uses earlier
+    days and the day's factor, which is known before the open.
     """
     row = previous_day_row(columns)
     close, factor = columns.values["close"], columns.factor
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(row >= 0, close[row] * factor[row] / factor, np.nan)
+        reference = np.where(row >= 0, close[row] * factor[row] / factor, np.nan)
+        return np.where(reference > 0, reference, np.nan)
 
 
 def round_to_tick(prices: np.ndarray, tick: float = TICK) -> np.ndarray:

@@ -47,6 +47,15 @@ class BarColumns:
         """The adjustment factor, 1 for a frame without one."""
         return self.values["factor"] if "factor" in self.values else np.ones(len(self))
 
+    def keep(self, mask: np.ndarray) -> BarColumns:
+        """The bars of a mask (R,) only; ``order`` still points into the whole frame."""
+        code = self.code[mask]
+        values = {name: array[mask] for name, array in self.values.items()}
+        first = _first_of_instrument(code)
+        return BarColumns(
+            self.names, code, self.stamps[mask], self.days[mask], first, self.order[mask], values
+        )
+
     def previous_bar(self, name: str) -> np.ndarray:
         """Values of ``name`` on the instrument's bar before, NaN on its first bar."""
         shifted = np.roll(self.factor if name == "factor" else self.values[name], 1)
@@ -79,11 +88,9 @@ class BarColumns:
         stamps = _naive_stamps(frame)
         order = _sorting_order(code, stamps)
         code, stamps = code[order], stamps[order]
-        first = np.ones(len(code), dtype=bool)
-        first[1:] = code[1:] != code[:-1]
         values = {name: frame[name].to_numpy(dtype=float)[order] for name in fields if name in frame}
         days = stamps.astype("datetime64[D]").astype("datetime64[ns]")
-        return cls(names, code, stamps, days, first, order, values)
+        return cls(names, code, stamps, days, _first_of_instrument(code), order, values)
 
 
 def session_positions(columns: BarColumns, calendar: pd.DatetimeIndex | None = None) -> np.ndarray:
@@ -126,6 +133,12 @@ def sessions_since(columns: BarColumns, calendar: pd.DatetimeIndex | None = None
     """
     session, row = session_positions(columns, calendar), previous_day_row(columns)
     return np.where(row >= 0, session - session[row], 0)
+
+
+def _first_of_instrument(code: np.ndarray) -> np.ndarray:
+    first = np.ones(len(code), dtype=bool)
+    first[1:] = code[1:] != code[:-1]
+    return first
 
 
 def _instrument_codes(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
