@@ -20,7 +20,8 @@ def forecast(
     file: Path = typer.Argument(..., help="CSV or parquet file of bars."),
     checkpoint: str = typer.Option(..., help=CHECKPOINT_HELP),
     tokenizer: str | None = typer.Option(None, help="Tokenizer, where it does not lie with the checkpoint."),
-    revision: str | None = typer.Option(None, help="Commit of the hub ids, to pin them."),
+    revision: str | None = typer.Option(None, help="Commit of the model, for a hub id."),
+    tokenizer_revision: str | None = typer.Option(None, help="Commit of the tokenizer, for a hub id."),
     instrument: str | None = typer.Option(None, help="Which instrument of the file; not needed if it holds one."),
     horizon: int = typer.Option(10, min=1, help="Bars to forecast."),
     paths: int = typer.Option(30, min=1, help="Futures to sample."),
@@ -59,7 +60,12 @@ def forecast(
         factor = float(history["factor"].iloc[-1])
         history, followed = adjust_bars(history, factor), adjust_bars(followed, factor)
     forecaster = KronosForecaster.from_pretrained(
-        model=checkpoint, tokenizer=tokenizer, revision=revision, lookback=lookback, device=device
+        model=checkpoint,
+        tokenizer=tokenizer,
+        revision=revision,
+        tokenizer_revision=tokenizer_revision,
+        lookback=lookback,
+        device=device,
     )
     futures = forecaster.forecast_frame(history, horizon=horizon, sampling=sampling, calendar=sessions, instrument=name)
     out.mkdir(parents=True, exist_ok=True)

@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from kronos_qlib.market.contract import ContractReport
+    import pandas as pd
 
 DATA_ERRORS = 1
+CALENDAR_HELP = "Exchange whose sessions the bars follow: XSHG, XNYS, 24/7 and others."
+FREQ_HELP = "Bar length: day, 15min, 5min and others."
+REGION_HELP = "Whose rules about price limits and ticks apply: cn, us or crypto."
+COLUMN_HELP = "THEIRS=OURS: what a column of the file means, such as px_last=close. May be repeated."
+TIMEZONE_HELP = "Zone of the exchange, such as Asia/Shanghai; needed when the stamps name a zone."
+INSTRUMENT_HELP = "Code of the bars in a file that has no column for it."
 
 
 def check(
     files: list[Path] = typer.Argument(..., help="CSV or parquet files of bars."),
-    calendar: str = typer.Option("XSHG", help="Exchange whose sessions the bars follow (XSHG, XNYS, 24/7, …)."),
-    freq: str = typer.Option("day", help="Bar length: day, 15min or 5min."),
-    region: str = typer.Option("cn", help="Whose rules about limits and lots apply: cn or us."),
+    calendar: str = typer.Option("XSHG", help=CALENDAR_HELP),
+    freq: str = typer.Option("day", help=FREQ_HELP),
+    region: str = typer.Option("cn", help=REGION_HELP),
+    column: list[str] = typer.Option([], help=COLUMN_HELP),
+    timezone: str | None = typer.Option(None, help=TIMEZONE_HELP),
+    instrument: str | None = typer.Option(None, help=INSTRUMENT_HELP),
     as_json: bool = typer.Option(False, "--json", help="Print the report as JSON and nothing else."),
     report: Path | None = typer.Option(None, help="Save the report as JSON here as well."),
 ) -> None:
@@ -27,54 +36,51 @@ def check(
     \b
     Examples:
       kronos-qlib check ashare_daily.parquet
-      kronos-qlib check btcusdt.csv --calendar 24/7 --freq 5min --region us
+      kronos-qlib check btcusdt.csv --calendar 24/7 --freq 5min --region crypto --instrument BTCUSDT
       kronos-qlib check bars.parquet --json > report.json
     """
     from kronos_qlib.market.contract import check_bars
     from kronos_qlib.market.reading import read_bars
 
-    found = check_bars(read_bars(list(files)), freq=freq, calendar=calendar, region=region)
+    names = parse_pairs(column, "--column", "px_last=close")
+    bars = read_bars(files, columns=names, instrument=instrument, timezone=timezone)
+    found = check_bars(bars, freq=freq, calendar=session_days(calendar, bars), region=region)
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         found.to_json(report)
-    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else describe_contract(found))
+    typer.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if as_json else str(found))
     if found.has_errors:
         raise typer.Exit(DATA_ERRORS)
 
 
-def describe_contract(report: ContractReport) -> str:
-    """Return one line a check that found something, worst first, with examples."""
-    order = ("error", "warning", "info")
-    noticed = [result for result in report.checks if result.count]
-    lines = []
-    for result in sorted(noticed, key=lambda result: order.index(result.severity)):
-        lines.append(f"{result.severity:8}{result.name}: {result.count:,}  {result.message}")
-        lines += [f"          for example {example}" for example in result.examples[:3]]
-    clean = len(report.checks) - len(noticed)
-    lines.append(f"{clean} of {len(report.checks)} checks found nothing.")
-    return "\n".join(lines)
+def session_days(calendar: str, bars: pd.DataFrame) -> pd.DatetimeIndex:
+    """Return the sessions of an exchange between the first and the last bar, as days."""
+    from kronos_qlib.market.calendars import get_calendar
+
+    stamps = bars["datetime"].dropna()
+    return get_calendar(calendar, freq="day").between(stamps.min().normalize(), stamps.max())
 
 
-def parse_members(given: list[str]) -> dict[str, Path]:
-    """Read ``NAME=FILE`` pairs; raise ValueError naming the one that is not such a pair."""
-    members = {}
+def parse_pairs(given: list[str], option: str, example: str) -> dict[str, str]:
+    """Read ``NAME=VALUE`` pairs; raise ValueError naming the one that is not such a pair."""
+    pairs = {}
     for text in given:
-        name, separator, file = text.partition("=")
-        if not (name and separator and file):
-            raise ValueError(f"--members takes NAME=FILE, such as csi300=members.txt; found {text!r}")
-        members[name] = Path(file)
-    return members
+        name, separator, value = text.partition("=")
+        if not (name and separator and value):
+            raise ValueError(f"{option} takes a pair such as {example}; found {text!r}")
+        pairs[name] = value
+    return pairs
 
 
 def ingest(
     files: list[Path] = typer.Argument(..., help="CSV or parquet files of bars."),
-    out: Path = typer.Option(..., help="Folder of the store to write; replaced only when the new one is whole."),
+    out: Path = typer.Option(..., help="Folder of the store; an old store is replaced when the new one is whole."),
     members: list[str] = typer.Option(
-        [], help="NAME=FILE: an instruments file (code, first day, last day). May be given several times."
+        [], help="NAME=FILE: an instruments file (code, first day, last day). May be repeated."
     ),
-    calendar: str = typer.Option("XSHG", help="Exchange whose sessions the bars follow (XSHG, XNYS, 24/7, …)."),
-    freq: str = typer.Option("day", help="Bar length: day, 15min or 5min."),
-    region: str = typer.Option("cn", help="Whose rules about limits and lots apply: cn or us."),
+    calendar: str = typer.Option("XSHG", help=CALENDAR_HELP),
+    freq: str = typer.Option("day", help=FREQ_HELP),
+    region: str = typer.Option("cn", help=REGION_HELP),
     repair: str = typer.Option("default", help="Name of the repair policy."),
 ) -> None:
     """Check, repair and write bars as a Qlib store, with events, membership and future sessions.
@@ -86,13 +92,6 @@ def ingest(
     """
     from kronos_qlib.market.ingest import ingest as run_ingest
 
-    report = run_ingest(
-        list(files),
-        out,
-        members=parse_members(members),
-        calendar=calendar,
-        freq=freq,
-        region=region,
-        repair=repair,
-    )
+    spans = parse_pairs(members, "--members", "csi300=members.txt")
+    report = run_ingest(files, out, members=spans, calendar=calendar, freq=freq, region=region, repair=repair)
     typer.echo(report)
