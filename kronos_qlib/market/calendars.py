@@ -2,7 +2,7 @@
 
 All stamps are naive and on the market's wall clock. Daily bars are stamped at midnight of their session,
 intraday bars of an exchange at their end (China: 09:45 ... 11:30, 13:15 ... 15:00 for 15 minutes).
-``exchange_calendars``' XSHG equals the sessions of the A-share file on all 3,406 days of 2007-2020, and XNYS
+``exchange_calendars``' XSHG equals the sessions of the A-share files on all days of 2000-2020, and XNYS
 those of the US file on all days of 2012-2017: no differences (tested).
 """
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 STAMP_FIELDS = ("minute", "hour", "weekday", "day", "month")
+_ATTRIBUTES = ("minute", "hour", "day_of_week", "day", "month")
 
 
 def time_stamps(index: pd.DatetimeIndex | npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
@@ -31,4 +32,4 @@ def time_stamps(index: pd.DatetimeIndex | npt.NDArray[np.datetime64]) -> npt.NDA
     if stamps.hasnans:
         missing = int(np.isnat(stamps.to_numpy()).sum())
         raise ValueError(f"{missing} of {len(stamps)} bar stamps are missing (NaT): drop these bars first")
-    return np.stack([getattr(stamps, field).to_numpy() for field in STAMP_FIELDS], axis=1).astype(np.int64)
+    return np.stack([getattr(stamps, name).to_numpy() for name in _ATTRIBUTES], axis=1).astype(np.int64)
