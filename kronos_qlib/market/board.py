@@ -77,7 +77,7 @@ def reference_prices(columns: BarColumns) -> np.ndarray:
     close, factor = columns.values["close"], columns.factor
     with np.errstate(divide="ignore", invalid="ignore"):
         reference = np.where(row >= 0, close[row] * factor[row] / factor, np.nan)
-        return np.where(reference > 0, reference, np.nan)
+        return np.where((reference > 0) & np.isfinite(reference), reference, np.nan)
 
 
 def round_to_tick(prices: np.ndarray, tick: float = TICK) -> np.ndarray:
