@@ -38,8 +38,8 @@ class KlineHandler(DataHandlerLP):
     What Qlib sees (``fetch``, ``.data``) has one row for every (session, member) between ``start_time`` and
     ``end_time``: also on sessions when the member did not trade (bars and label NaN), because whether Qlib's files
     hold a row for a suspended session depends on whether the stock ever trades again, which is not known on that day.
-    Columns are grouped: ``feature`` (the bar: ``$open $high $low $close $volume $amount``) and ``label`` (``LABEL0``, the only
-    column that looks ahead: with the default, from the next close to the one after it).
+    Columns are grouped: ``feature`` (the bar: ``$open $high $low $close $volume $amount``) and ``label`` (``LABEL0``,
+    the only column that looks ahead: with the default, from the next close to the one after it).
 
     What windows see is :attr:`panel`: all traded bars of every code that is a member at any time in the range, from
     the store's first session (or ``history_start``) on, so that a new member has its history and a re-entrant no hole.
@@ -69,6 +69,10 @@ class KlineHandler(DataHandlerLP):
     ------
     ValueError : unknown key, unknown or empty market, no member session in the range.
     """
+
+    # Names with an underscore are left out of pickles; an unpickled handler finds these and loads again.
+    _panel: BarPanel | None = None
+    _trading_calendar: TradingCalendar | None = None
 
     def __init__(
         self,
@@ -132,18 +136,16 @@ class KlineHandler(DataHandlerLP):
     @property
     def panel(self) -> BarPanel:
         """Traded bars of every code that is ever a member; loaded when first asked for, also after unpickling."""
-        panel: BarPanel | None = getattr(self, "_panel", None)
-        if panel is None:
-            panel = self._panel = load_panel(sorted(self.member_spans()), self.history_start, self.end_time, self.freq)
-        return panel
+        if self._panel is None:
+            self._panel = load_panel(sorted(self.member_spans()), self.history_start, self.end_time, self.freq)
+        return self._panel
 
     @property
     def trading_calendar(self) -> TradingCalendar:
         """Calendar that knows the sessions after the last bar."""
-        calendar: TradingCalendar | None = getattr(self, "_trading_calendar", None)
-        if calendar is None:
-            calendar = self._trading_calendar = find_calendar(self.calendar, self.freq)
-        return calendar
+        if self._trading_calendar is None:
+            self._trading_calendar = find_calendar(self.calendar, self.freq)
+        return self._trading_calendar
 
     def member_spans(self) -> Spans:
         """First and last day of every membership that touches the handler's range, by code."""
@@ -157,8 +159,8 @@ class KlineHandler(DataHandlerLP):
         return member_index(member_spans(self.instruments, sessions, self.freq, self.filter_pipe), chosen)
 
     def _drop_caches(self) -> None:
-        self._panel: BarPanel | None = None
-        self._trading_calendar: TradingCalendar | None = None
+        self._panel = None
+        self._trading_calendar = None
 
 
 class MemberLoader(QlibDataLoader):

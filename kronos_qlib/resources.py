@@ -21,7 +21,7 @@ def workflow_folder() -> Path:
         if (place / "csi300_base.yaml").is_file():
             return place
     raise FileNotFoundError(
-        f"The workflow files are in neither of {', '.join(map(str, places))}; reinstall kronos-qlib, or run from a clone"
+        f"The workflow files are in neither of {', '.join(map(str, places))}; reinstall, or run from a clone"
     )
 
 

@@ -1,0 +1,267 @@
+"""Kronos as a Qlib model: forecast paths of each window, reduced to one score a row."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from qlib.log import get_module_logger
+from qlib.model.base import Model
+
+from kronos_qlib.alpha.signals import check_signal, compute_signal
+from kronos_qlib.dataset import KlineDataset
+from kronos_qlib.forecast.forecaster import KronosForecaster
+from kronos_qlib.kronos import SamplingConfig
+from kronos_qlib.kronos.config import check_keys
+from kronos_qlib.market.windows import WindowPolicy
+from kronos_qlib.record import active_recorder, log_parameters, save_frame, save_json
+
+MODEL_KEYS = (
+    "model", "tokenizer", "revision", "lookback", "horizon", "signal", "signal_kwargs", "sampling", "max_context",
+    "device", "dtype", "tokenizer_revision",
+)  # fmt: skip
+logger = get_module_logger("kronos_qlib.model")
+
+
+class CheckpointChangedError(ValueError):
+    """The checkpoint at the stored location is not the one the model was pickled with."""
+
+
+class KronosModel(Model):
+    """Zero-shot Kronos: ``fit`` checks and records, ``predict`` forecasts every window and scores it.
+
+    A score dated t uses bars up to and including t and is tradable from the next session on.
+
+    Parameters
+    ----------
+    model : str
+        Checkpoint: a folder (with ``model/`` and ``tokenizer/`` in it, or a model's own), ``bundled:NAME`` or a hub id.
+    tokenizer : str, optional
+        Tokenizer, where it is not beside the model.
+    revision, tokenizer_revision : str, optional
+        Pinned commits, for hub ids.
+    lookback : int, optional
+        Most bars in a window, where the dataset sets none (both must agree); None: the checkpoint's card, else a known
+        checkpoint's, else 512.
+    horizon : int
+        Forecast steps H.
+    signal, signal_kwargs : str, dict
+        A name of ``kronos_qlib.alpha.signals.SIGNALS`` and its options.
+    sampling : dict or SamplingConfig
+        How paths are drawn, see :class:`kronos_qlib.kronos.SamplingConfig`.
+    max_context : int, optional
+        Longest context of the network. None: the checkpoint's card, else a known checkpoint's, else 512.
+    device, dtype : str
+        ``auto``, ``cpu``, ``cuda`` …; ``float32``, ``bfloat16``.
+
+    Raises
+    ------
+    ValueError : unknown key (the nearest known one is named), unknown signal, a value out of range.
+
+    Notes
+    -----
+    A pickle holds the checkpoint's location and fingerprint, never weights; they are loaded when first needed, and a
+    checkpoint that has changed since is refused.
+    """
+
+    # Names with an underscore are left out of pickles; an unpickled model finds these and loads again.
+    _forecaster: KronosForecaster | None = None
+    _score_age: pd.DataFrame | None = None
+    _warned_cutoff: bool = False
+
+    def __init__(
+        self,
+        model: str = "",
+        tokenizer: str | None = None,
+        revision: str | None = None,
+        lookback: int | None = None,
+        horizon: int = 10,
+        signal: str = "expected_return",
+        signal_kwargs: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | SamplingConfig | None = None,
+        max_context: int | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        tokenizer_revision: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        check_keys(unknown, MODEL_KEYS, "KronosModel")
+        if not model:
+            raise ValueError(
+                "KronosModel: no checkpoint; set model to a folder, bundled:NAME or a hub id "
+                "(the workflows take it from the environment variable KRONOS_CHECKPOINT)"
+            )
+        self.model = _lasting_location(model)
+        self.tokenizer = None if tokenizer is None else _lasting_location(tokenizer)
+        self.revision, self.tokenizer_revision = revision, tokenizer_revision
+        self.lookback = _whole("lookback", lookback)
+        self.horizon = _whole("horizon", horizon) or 10
+        self.signal = signal
+        self.signal_kwargs = dict(signal_kwargs or {})
+        self.sampling = _sampling(sampling)
+        self.max_context = _whole("max_context", max_context)
+        self.device, self.dtype = device, dtype
+        check_signal(signal, horizon=self.horizon, n_paths=self.sampling.n_paths, options=self.signal_kwargs)
+        self.fingerprint: str | None = None
+
+    @property
+    def forecaster(self) -> KronosForecaster:
+        """The loaded network; raises :class:`CheckpointChangedError` when it is not the one of :meth:`fit`."""
+        if self._forecaster is None:
+            loaded = KronosForecaster.from_pretrained(
+                model=self.model, tokenizer=self.tokenizer, revision=self.revision, lookback=self.lookback,
+                max_context=self.max_context, device=self.device, dtype=self.dtype,
+                tokenizer_revision=self.tokenizer_revision,
+            )  # fmt: skip
+            self._refuse_change(loaded.fingerprint)
+            self._forecaster = loaded
+        return self._forecaster
+
+    def fit(self, dataset: KlineDataset, reweighter: Any = None) -> None:
+        """Check that the run can work, and record what will be run; nothing is trained.
+
+        The checkpoint is loaded, the dataset's windows must fit it, and the test segment must hold rows. With a Qlib
+        recorder active, parameters are logged as ``kronos.*`` and the card is saved as ``kronos_card.json``.
+
+        Raises
+        ------
+        ValueError : the checkpoint does not load, does not fit, or the dataset is of another kind.
+        """
+        if reweighter is not None:
+            raise ValueError("KronosModel in zero-shot mode trains nothing and takes no reweighter; remove it")
+        dataset = _kline_dataset(dataset)
+        self._policy(dataset)
+        dataset.members("test")
+        forecaster = self.forecaster
+        self.fingerprint = forecaster.fingerprint
+        self._check_context(dataset)
+        recorder = active_recorder()
+        if recorder is not None:
+            log_parameters(recorder, "kronos", self._parameters(dataset))
+            save_json(recorder, "kronos_card.json", {"fingerprint": self.fingerprint, "card": forecaster.card})
+
+    def predict(self, dataset: KlineDataset, segment: str | slice = "test") -> pd.Series:
+        """Score every member row of a segment.
+
+        Returns
+        -------
+        Series named ``score``, float64, indexed (datetime, instrument) and sorted
+            NaN where there is no window (fewer than ``min_bars`` bars, or suspended for more than ``carry`` sessions).
+            A suspended member keeps the score of its last traded bar; its age is in :attr:`score_age` and, with a
+            recorder active, in ``score_age.parquet``.
+        """
+        dataset = _kline_dataset(dataset)
+        rows = dataset.rows(segment)
+        self._warn_cutoff(rows.index.get_level_values("datetime"))
+        unique, inverse = np.unique(rows["row"].to_numpy(), return_inverse=True)
+        scores = np.full(len(unique), np.nan)
+        windows = unique >= 0
+        scores[windows] = self._score_rows(dataset, unique[windows])
+        self._score_age = rows[["age"]]
+        recorder = active_recorder()
+        if recorder is not None:
+            save_frame(recorder, "score_age.parquet", self._score_age)
+        return pd.Series(scores[inverse], index=rows.index, name="score")
+
+    @property
+    def score_age(self) -> pd.DataFrame | None:
+        """Of the last predict: sessions from the bar a row was scored from to its date (``age``; -1: no score)."""
+        return self._score_age
+
+    def _score_rows(self, dataset: KlineDataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        scores = np.full(len(rows), np.nan)
+        batches = self.forecaster.forecast_batches(
+            dataset.panel, rows, policy=self._policy(dataset), horizon=self.horizon, sampling=self.sampling,
+            calendar=dataset.handler.trading_calendar,
+        )  # fmt: skip
+        for positions, paths in batches:
+            scores[positions] = compute_signal(self.signal, paths, horizon=self.horizon, **self.signal_kwargs)
+        return scores
+
+    def _policy(self, dataset: KlineDataset) -> WindowPolicy:
+        if None not in (self.lookback, dataset.lookback) and self.lookback != dataset.lookback:
+            raise ValueError(
+                f"KronosModel has lookback {self.lookback}, its dataset cuts windows of {dataset.lookback} bars; "
+                "set lookback in one of them only, or to the same number"
+            )
+        return dataset.window_policy(self.lookback or dataset.lookback or self.forecaster.lookback)
+
+    def _refuse_change(self, found: str) -> None:
+        if self.fingerprint is not None and found != self.fingerprint:
+            raise CheckpointChangedError(
+                f"The checkpoint at {self.model} has fingerprint {found}, but the model was fitted with "
+                f"{self.fingerprint}: put the old weights back, or fit again"
+            )
+
+    def _check_context(self, dataset: KlineDataset) -> None:
+        longest, limit = self._policy(dataset).lookback, self.forecaster.max_context
+        if self.horizon >= limit:
+            raise ValueError(f"KronosModel: horizon {self.horizon} must be below the network's context of {limit} bars")
+        if longest + self.horizon > limit:
+            logger.warning(
+                "lookback %d + horizon %d exceeds the context of %d: the window slides and is recomputed at every "
+                "step, which is exact but slow",
+                longest, self.horizon, limit,
+            )  # fmt: skip
+        trained = self.forecaster.card.get("lookback")
+        if trained is not None and trained != longest:
+            logger.warning("windows hold up to %d bars, the checkpoint was trained on %s", longest, trained)
+
+    def _warn_cutoff(self, dates: pd.Index) -> None:
+        cutoff = self.forecaster.card.get("cutoff")
+        if cutoff is None or self._warned_cutoff:
+            return
+        inside = dates <= pd.Timestamp(cutoff)
+        if inside.any():
+            self._warned_cutoff = True
+            warnings.warn(
+                f"{int(inside.sum())} of {len(dates)} scores are dated on or before {cutoff}, the end of the "
+                "checkpoint's training data: the network may have seen what it forecasts; judge later dates apart",
+                stacklevel=3,
+            )
+
+    def _parameters(self, dataset: KlineDataset) -> dict[str, Any]:
+        windows = {f"window.{key}": value for key, value in self._policy(dataset).to_dict().items()}
+        sampling = {f"sampling.{key}": value for key, value in self.sampling.to_dict().items()}
+        return {
+            "mode": "zero-shot", "checkpoint": self.model, "tokenizer": self.tokenizer, "revision": self.revision,
+            "tokenizer_revision": self.tokenizer_revision,
+            "fingerprint": self.fingerprint, "cutoff": self.forecaster.card.get("cutoff"), "horizon": self.horizon,
+            "signal": self.signal, "signal_kwargs": self.signal_kwargs, "max_context": self.forecaster.max_context,
+            "dtype": self.dtype, "carry": dataset.carry, **windows, **sampling,
+        }  # fmt: skip
+
+
+def _kline_dataset(dataset: Any) -> KlineDataset:
+    if isinstance(dataset, KlineDataset):
+        return dataset
+    raise ValueError(
+        f"KronosModel needs a KlineDataset, got {type(dataset).__name__}; "
+        "set class: KlineDataset, module_path: kronos_qlib.dataset"
+    )
+
+
+def _sampling(given: Any) -> SamplingConfig:
+    if isinstance(given, SamplingConfig):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"KronosModel: sampling must be a mapping such as n_paths: 10, got {given!r}")
+    return SamplingConfig(**(given or {}))
+
+
+def _whole(name: str, value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"KronosModel: {name} must be a whole number >= 1, got {value!r}")
+    return value
+
+
+def _lasting_location(location: str) -> str:
+    # A folder is remembered by its full path, so that a pickle still finds it from another working directory.
+    path = Path(location).expanduser()
+    return str(path.resolve()) if path.exists() else str(location)
