@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["KlinePaths", "KronosForecaster", "SamplingConfig", "__version__"]
 
-# Looked up when first asked for, so that `import kronos_qlib` does not pay for torch.
+# Public names and where they live; imported on first use, so that `import kronos_qlib` pays for no torch.
 _HOMES = {
     "KronosForecaster": "kronos_qlib.forecast.forecaster",
     "KlinePaths": "kronos_qlib.forecast.paths",
@@ -22,10 +22,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kronos_qlib' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*globals(), *_HOMES])
