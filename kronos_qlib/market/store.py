@@ -37,6 +37,7 @@ def write_store(
     freq: str = "day",
     region: str = "cn",
     extra: Mapping[str, str] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a Qlib store; an interrupted run leaves the old store or none.
 
@@ -59,6 +60,8 @@ def write_store(
         ``"cn"`` keeps Chinese indices out of ``instruments/all.txt``; noted in the metadata.
     extra : mapping of str to str
         File name -> text, saved beside the metadata (the ingest's report).
+    notes : mapping
+        Further facts for the metadata (where the bars come from, how they were repaired).
 
     Returns
     -------
@@ -97,6 +100,7 @@ def write_store(
         "amounts_estimated": bars.amounts_estimated,
         "universes": facts,
         "fingerprint": _fingerprint(bars, sessions, spans),
+        "notes": dict(notes or {}),
     }
     with whole_folder(Path(out), METADATA_FILE) as folder:
         write_calendars(folder, freq, sessions, future)
