@@ -50,6 +50,7 @@ def forecast(
     from kronos_qlib import KronosForecaster, SamplingConfig
     from kronos_qlib.market.adjust import adjust_bars
     from kronos_qlib.market.calendars import get_calendar
+    from kronos_qlib.market.report import format_stamp
     from kronos_qlib.plots import plot_forecast, save_figure
 
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, n_paths=paths, seed=seed)
@@ -73,9 +74,13 @@ def forecast(
     quantiles = quantile_table(futures)
     quantiles.to_csv(out / "quantiles.csv", index=False)
     save_figure(plot_forecast(history, futures, actual=followed), out / "forecast.png")
-    last = f"{history.index[-1]}, close {history['close'].iloc[-1]:g}"
+    last = f"{format_stamp(history.index[-1])}, close {history['close'].iloc[-1]:g}"
     typer.echo(f"{name}: {paths} futures of {horizon} bars after {last}")
-    typer.echo(quantiles[quantiles["field"] == "close"].drop(columns="field").to_string(index=False))
+    typer.echo(
+        quantiles[quantiles["field"] == "close"]
+        .drop(columns="field")
+        .to_string(index=False, float_format="{:g}".format)
+    )
     typer.echo("Quantiles are those of the sampled paths; no calibration has been measured on this instrument.")
     typer.echo(f"Wrote paths.parquet, quantiles.csv and forecast.png to {out}")
 

@@ -81,7 +81,16 @@ def ingest(
     calendar: str = typer.Option("XSHG", help=CALENDAR_HELP),
     freq: str = typer.Option("day", help=FREQ_HELP),
     region: str = typer.Option("cn", help=REGION_HELP),
-    repair: str = typer.Option("default", help="Name of the repair policy."),
+    repair: str = typer.Option(
+        "default", help="Repair policy: default, forward_fill, original, or interpolate (for charts only)."
+    ),
+    for_charts: bool = typer.Option(
+        False, "--for-charts", help="Allow repairs that read later bars; such a store is never for a backtest."
+    ),
+    column: list[str] = typer.Option([], help=COLUMN_HELP),
+    timezone: str | None = typer.Option(None, help=TIMEZONE_HELP),
+    instrument: str | None = typer.Option(None, help=INSTRUMENT_HELP),
+    report: Path | None = typer.Option(None, help="Save the report as JSON here as well, also when the ingest stops."),
 ) -> None:
     """Check, repair and write bars as a Qlib store, with events, membership and future sessions.
 
@@ -92,6 +101,18 @@ def ingest(
     """
     from kronos_qlib.market.ingest import ingest as run_ingest
 
-    spans = parse_pairs(members, "--members", "csi300=members.txt")
-    report = run_ingest(files, out, members=spans, calendar=calendar, freq=freq, region=region, repair=repair)
-    typer.echo(report)
+    result = run_ingest(
+        files,
+        out,
+        members=parse_pairs(members, "--members", "csi300=members.txt"),
+        calendar=calendar,
+        freq=freq,
+        region=region,
+        repair=repair,
+        report=report,
+        columns=parse_pairs(column, "--column", "px_last=close"),
+        instrument=instrument,
+        timezone=timezone,
+        allow_future=for_charts,
+    )
+    typer.echo(str(result))

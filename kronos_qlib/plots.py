@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kronos_qlib.market.fields import PRICE_FIELDS
+from kronos_qlib.market.report import format_stamp
 
 if TYPE_CHECKING:
     from kronos_qlib.forecast.paths import KlinePaths
@@ -90,8 +91,8 @@ def plot_forecast(
     stamps = pd.DatetimeIndex(np.concatenate([shown.index.to_numpy(), np.asarray(paths.timestamps[window])]))
     _label_times(axes, stamps)
     axes.axvline(len(shown) - 0.5, color="grey", linewidth=0.8, linestyle=":")
-    instrument, when = paths.index[window][1], paths.index[window][0]
-    axes.set_title(title or f"{instrument}: {len(closes)} futures after {pd.Timestamp(when):%Y-%m-%d %H:%M}")
+    when, instrument = paths.index[window]
+    axes.set_title(title or f"{instrument}: {len(closes)} futures after {format_stamp(pd.Timestamp(when))}")
     axes.set_ylabel("price")
     axes.legend(loc="upper left", frameon=False, fontsize=8)
     return figure
@@ -101,15 +102,11 @@ def _label_times(axes: Axes, stamps: pd.DatetimeIndex) -> None:
     """Put dates (and times of intraday bars) under positions: bars are drawn without gaps for closed days."""
     intraday = bool((stamps != stamps.normalize()).any())
     chosen = np.unique(np.linspace(0, len(stamps) - 1, MAX_TICKS).round().astype(int))
-    axes.set_xticks(
-        chosen, [f"{stamps[i]:%m-%d %H:%M}" if intraday else f"{stamps[i]:%Y-%m-%d}" for i in chosen]
-    )
+    axes.set_xticks(chosen, [f"{stamps[i]:%m-%d %H:%M}" if intraday else f"{stamps[i]:%Y-%m-%d}" for i in chosen])
     axes.tick_params(axis="x", labelsize=8)
 
 
-def plot_ic(
-    daily: Mapping[str, pd.Series], *, cutoff: pd.Timestamp | None = None, window: int = 20
-) -> Figure:
+def plot_ic(daily: Mapping[str, pd.Series], *, cutoff: pd.Timestamp | None = None, window: int = 20) -> Figure:
     """Draw daily information coefficients: rolling mean above, running sum below.
 
     Parameters
