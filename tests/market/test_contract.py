@@ -209,4 +209,4 @@ def test_the_other_real_files(shared_file: Callable[[str], Path]) -> None:
     assert [check.severity for check in coin.findings] == ["info"]
     intraday = check_bars(read_bars(shared_file("market/ashare_15min.parquet")), freq="15min")
     assert (intraday["empty_bars"].count, intraday["missing_bars"].count) == (1_182, 30)
-    assert not (stocks.has_errors or coin.has_errors or intraday.has_errors)
+    assert not any(report.has_errors for report in (stocks, coin, intraday))

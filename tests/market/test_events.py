@@ -33,10 +33,7 @@ TABLE = [
     (("2024-01-11", 5.89, 5.89, 5.89, 5.89, 2.0), Event.LIMIT_UP | Event.GAP),
     (("2024-01-12", 9.0, 9.1, 8.8, 9.0, 2.0), Event.GAP),  # far beyond the limit: not at it
 ]
-CALENDAR = pd.DatetimeIndex(
-    ["2024-01-02", "2024-01-03", "2024-01-04", "2024-01-05", "2024-01-08", "2024-01-09", "2024-01-10"]
-    + ["2024-01-11", "2024-01-12"]
-)
+CALENDAR = pd.bdate_range("2024-01-02", "2024-01-12")
 
 
 def test_events_of_a_table() -> None:

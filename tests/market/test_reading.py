@@ -51,7 +51,7 @@ def test_parquet_keeps_precision_order_and_only_our_columns(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
 def test_csv_and_parquet_give_the_same_bars(tmp_path: Path, suffix: str) -> None:
-    source = vendor_frame().astype({name: float for name in ("open", "high", "low", "close")})
+    source = vendor_frame().astype(dict.fromkeys(("open", "high", "low", "close"), float))
     source.to_parquet(tmp_path / "bars.parquet")
     source.to_csv(tmp_path / f"bars{suffix}", index=False)
     pd.testing.assert_frame_equal(read_bars(tmp_path / f"bars{suffix}"), read_bars(tmp_path / "bars.parquet"))

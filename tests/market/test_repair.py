@@ -183,7 +183,7 @@ def test_bars_without_a_key_are_dropped_and_counted() -> None:
 
 
 def test_dtypes_and_other_columns_survive(tmp_path: Path) -> None:
-    frame = put(good(3), 1, close=NAN).astype({name: np.float32 for name in NUMBERS})
+    frame = put(good(3), 1, close=NAN).astype(dict.fromkeys(NUMBERS, np.float32))
     frame = frame.astype({"instrument": "category"}).assign(note=["a", "b", "c"])
     repaired, report = repair_bars(frame, "forward_fill")
     assert repaired.drop(columns="repaired").dtypes.equals(frame.dtypes)
