@@ -9,26 +9,17 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib.kronos.normalise import CLIP, normalise
-from kronos_qlib.market.fields import PRICE_FIELDS
+from kronos_qlib.market.adjust import adjust_bars
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.stamps import time_stamps
 from kronos_qlib.market.synthetic import INDEX_CODE, SyntheticMarket
 from kronos_qlib.market.windows import WindowPolicy, window_lengths
 
 
-def store_bars(bars: pd.DataFrame) -> pd.DataFrame:
-    """Vendor bars in the store's adjusted convention: price × factor, volume / factor, amount as it is."""
-    adjusted = bars.copy()
-    for name in PRICE_FIELDS:
-        adjusted[name] = bars[name] * bars["factor"]
-    adjusted["volume"] = bars["volume"] / bars["factor"]
-    return adjusted.drop(columns="factor")
-
-
 def market_panel(market: SyntheticMarket) -> BarPanel:
     """All stocks' bars in store units; the index is left out."""
     stocks = market.bars[market.bars["instrument"] != INDEX_CODE]
-    return BarPanel.from_frame(store_bars(stocks), calendar=market.sessions)
+    return BarPanel.from_frame(adjust_bars(stocks), calendar=market.sessions)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import torch
 
 from kronos_qlib.kronos import Kronos, fingerprint, load_card, load_model, load_tokenizer, normalise
 from kronos_qlib.market.panel import BarPanel
-from kronos_qlib.market.synthetic import SyntheticConfig, make_market
+from kronos_qlib.market.synthetic import INDEX_CODE, SyntheticConfig, make_market
 from kronos_qlib.market.windows import WindowPolicy
 from kronos_qlib.training.synthetic import (
     Recipe,
@@ -24,7 +24,7 @@ from kronos_qlib.training.synthetic import (
     make_spans,
     next_token_loss,
 )
-from kronos_qlib.training.synthetic_data import TrainingWindows, market_panel, store_bars
+from kronos_qlib.training.synthetic_data import TrainingWindows, market_panel
 
 MARKET = SyntheticConfig(n_instruments=6, n_members=4, start="2016-01-01", end="2019-06-28")
 TINY = Recipe(
@@ -90,11 +90,13 @@ def test_statistics_come_from_the_context_alone() -> None:
 
 def test_bars_are_read_in_store_units() -> None:
     market = make_market(MARKET)
-    bars = store_bars(market.bars)
-    np.testing.assert_allclose(bars["close"], market.bars["close"] * market.bars["factor"])
-    np.testing.assert_allclose(bars["volume"], market.bars["volume"] / market.bars["factor"])
-    np.testing.assert_array_equal(bars["amount"], market.bars["amount"])
-    assert set(market_panel(market).instruments) == set(market.listings.index)
+    panel = market_panel(market)
+    assert set(panel.instruments) == set(market.listings.index)
+    stocks = market.bars[market.bars["instrument"] != INDEX_CODE]  # sorted as the panel is
+    assert stocks["factor"].max() > 1
+    np.testing.assert_allclose(panel.values[:, 3], stocks["close"] * stocks["factor"], rtol=1e-6)
+    np.testing.assert_allclose(panel.values[:, 4], stocks["volume"] / stocks["factor"], rtol=1e-6)
+    np.testing.assert_allclose(panel.values[:, 5], stocks["amount"], rtol=1e-6)
 
 
 def test_nothing_after_the_cutoff_is_read() -> None:
