@@ -52,9 +52,11 @@ def rotary_table(length: int, head_dim: int, device: torch.device, wide: bool) -
     Never taken from a module's buffer: ``model.to(bfloat16)`` would round it and break positions above 256 (trap 9).
     """
     dtype = torch.float64 if wide else torch.float32
-    angles = torch.outer(torch.arange(length, dtype=dtype), inverse_frequencies(head_dim, dtype))
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(device), angles.sin().to(device)
+    # a table made while sampling is kept, and training must be able to use it
+    with torch.inference_mode(False):
+        angles = torch.outer(torch.arange(length, dtype=dtype), inverse_frequencies(head_dim, dtype))
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(device), angles.sin().to(device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

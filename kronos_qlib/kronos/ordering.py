@@ -33,7 +33,9 @@ def close_orders(tokenizer: KronosTokenizer) -> tuple[Tensor, Tensor]:
         For each s1 id, s2 ids by close.
     """
     parameters = list(tokenizer.parameters())
-    version = (tuple(p._version for p in parameters), parameters[0].device, parameters[0].dtype)
+    # weights made in inference mode have no version, nor can they change outside it
+    versions = tuple(-1 if p.is_inference() else p._version for p in parameters)
+    version = (versions, parameters[0].device, parameters[0].dtype)
     found = _cache.get(tokenizer)
     if found is None or found[0] != version:
         found = (version, _compute(tokenizer))
