@@ -15,8 +15,8 @@ from kronos_qlib.market.columns import BarColumns, previous_day_row
 TICK = 0.01
 CHINEXT_REFORM = np.datetime64("2020-08-24")
 INDEX_PREFIXES = ("SH000", "SZ399", "BJ899")
-# A float32 price is off by up to 6e-8 of itself; 2e-7 lifts a half cent back to the half it stands for.
-FLOAT_SLACK = 2e-7
+# Products of float64 are off by a few 1e-16 of themselves.
+FLOAT_SLACK = 1e-12
 
 
 def is_index(instruments: object) -> np.ndarray:
@@ -81,7 +81,9 @@ def reference_prices(columns: BarColumns) -> np.ndarray:
 
 
 def round_to_tick(prices: np.ndarray, tick: float = TICK) -> np.ndarray:
-    """Round to the tick, halves up as the exchanges do; halves hidden by float32 noise count as halves."""
+    """Round to the tick, halves up as the exchanges do; a half hidden by float64 noise counts as a half."""
+    if not tick > 0:
+        raise ValueError(f"tick={tick}; price limits need a tick above 0")
     return np.floor(np.asarray(prices, dtype=float) / tick * (1 + FLOAT_SLACK) + 0.5) * tick
 
 
@@ -89,6 +91,9 @@ def limit_prices(
     reference: np.ndarray, fraction: np.ndarray | float, tick: float = TICK
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest price of the day, each ``round(reference * (1 ± fraction), 2)``.
+
+    The reference is brought to its tick before, as the exchange publishes it: that removes the noise of float32
+    prices, which would decide at random where a limit falls on half a tick.
 
     Parameters
     ----------
@@ -101,7 +106,7 @@ def limit_prices(
     -------
     (limit_down, limit_up) : float64 (R,) each
     """
-    reference = np.asarray(reference, dtype=float)
+    reference = round_to_tick(reference, tick)
     return round_to_tick(reference * (1 - fraction), tick), round_to_tick(reference * (1 + fraction), tick)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kronos_qlib.market.board import is_index, limit_fractions, limit_prices, reference_prices, round_to_tick
@@ -50,6 +50,7 @@ def test_index_codes() -> None:
         (3.33, 0.1, 3.00, 3.66),
         (12.27, 0.2, 9.82, 14.72),
         (0.27, 0.1, 0.24, 0.30),
+        (2627.89, 0.05, 2496.50, 2759.28),  # 2759.2845: just under half a tick at a high price
     ],
 )
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -59,12 +60,18 @@ def test_limit_prices(reference: float, fraction: float, down: float, up: float,
     assert got_up == pytest.approx([up], abs=1e-9)
 
 
+@settings(max_examples=500)
 @given(cents=st.integers(1, 500_000), percent=st.sampled_from([5, 10, 20, 30]))
 def test_limit_prices_are_those_of_exact_arithmetic_even_from_float32(cents: int, percent: int) -> None:
     reference = np.array([cents / 100], dtype=np.float32)
     down, up = limit_prices(reference, percent / 100)
     assert round(float(up[0]) * 100) == (cents * (100 + percent) + 50) // 100
     assert round(float(down[0]) * 100) == (cents * (100 - percent) + 50) // 100
+
+
+def test_limits_need_a_tick() -> None:
+    with pytest.raises(ValueError, match="tick=0"):
+        limit_prices(np.array([10.0]), 0.1, tick=0)
 
 
 @given(price=st.floats(0.01, 5_000))

@@ -130,8 +130,9 @@ def test_a_median_of_volumes_counts_todays_shares() -> None:
 
 
 def test_volumes_without_a_past_become_zero_and_are_counted_apart() -> None:
-    repaired, report = repair_bars(put(good(2), 0, volume=NAN))
-    assert repaired["volume"].tolist() == [0.0, 100.0]
+    frame = pd.concat([good(2), put(good(2, "SZ000001"), 0, volume=NAN)], ignore_index=True)
+    repaired, report = repair_bars(frame)  # the bars of another instrument are no past
+    assert repaired["volume"].tolist() == [100.0, 100.0, 0.0, 100.0]
     assert report.counts == {"volume_zero_for_want_of_values": 1}
 
 
