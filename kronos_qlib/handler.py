@@ -176,20 +176,18 @@ class MemberLoader(QlibDataLoader):
         """Return a frame (datetime, instrument) × (group, column), NaN where nothing was traded."""
         sessions = sessions_between(start_time, end_time, self.freq)
         spans = member_spans(instruments, sessions, self.freq, self.filter_pipe)
-        groups = {
-            group: D.features(sorted(spans), list(expressions), sessions[0], sessions[-1], freq=self.freq).set_axis(
-                list(names), axis=1
-            )
-            for group, (expressions, names) in self.fields.items()
-        }
-        bars = pd.concat(groups, axis=1).swaplevel().sort_index()
-        rows = member_index(spans, sessions)
+        expressions = [expression for listed, _ in self.fields.values() for expression in listed]
+        columns = [(group, name) for group, (_, names) in self.fields.items() for name in names]
+        distinct = list(dict.fromkeys(expressions))
+        bars = D.features(sorted(spans), distinct, sessions[0], sessions[-1], freq=self.freq).set_axis(distinct, axis=1)
         if bars.empty:
             raise ValueError(
                 f"The store {store_path(self.freq)} has no bars of the {len(spans)} codes of {instruments!r} between "
                 f"{sessions[0]} and {sessions[-1]}; check the codes, the frequency ({self.freq}) and the range."
             )
-        return bars.reindex(rows)
+        rows = member_index(spans, sessions)
+        members = bars.swaplevel().reindex(rows)[expressions]
+        return members.set_axis(pd.MultiIndex.from_tuples(columns), axis=1)
 
 
 def load_panel(codes: Sequence[str], start_time: Any, end_time: Any, freq: str = "day") -> BarPanel:

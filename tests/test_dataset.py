@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,17 @@ def dataset(store: Path) -> KlineDataset:
     return KlineDataset(HANDLER, SEGMENTS, min_bars=20)
 
 
+@cache
+def days_and_closes() -> tuple[list[pd.Timestamp], dict[str, pd.Series]]:
+    frame = tiny_market.bars()
+    by_code = frame.assign(close=frame["close"] * frame["factor"]).set_index("datetime").groupby("instrument")["close"]
+    return sorted(frame["datetime"].unique()), dict(iter(by_code))
+
+
 def brute_force(day: pd.Timestamp, code: str, carry: int = 20, min_bars: int = 20) -> tuple[pd.Timestamp | None, int]:
     """The bar that a row is scored from and its age, walked day by day from the vendor's bars."""
-    frame = tiny_market.bars()
-    days = list(pd.DatetimeIndex(sorted(frame["datetime"].unique())))
-    mine = frame[frame["instrument"] == code].set_index("datetime")
-    close = mine["close"] * mine["factor"]
+    days, closes = days_and_closes()
+    close = closes[code]
     traded = [d for d in close.index if d <= day]
     if not traded:
         return None, -1

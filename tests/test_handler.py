@@ -79,7 +79,7 @@ def test_label_is_the_return_from_the_next_close_to_the_one_after(handler: Kline
 
 
 def test_labels_are_those_of_qlib_wherever_qlib_has_a_row(handler: KlineHandler) -> None:
-    assert LABEL == Alpha158.get_label_config(None)
+    assert Alpha158.get_label_config(None) == LABEL
     theirs = QlibDataLoader({"label": LABEL}).load(UNIVERSE, START, END)
     ours = handler.data[["label"]]
     assert theirs.index.isin(ours.index).all()
@@ -155,6 +155,14 @@ def test_other_features_do_not_change_the_panel(store: Path, handler: KlineHandl
     other = KlineHandler(UNIVERSE, START, END, feature=[["Ref($close, 5)/$close - 1"], ["REVERSAL5"]])
     assert list(other.data["feature"].columns) == ["REVERSAL5"]
     assert np.array_equal(other.panel.values, handler.panel.values)
+
+
+def test_the_same_expression_may_be_feature_and_label(store: Path) -> None:
+    start_qlib(store)
+    handler = KlineHandler(UNIVERSE, START, END, feature=["$close", "$open"], label=["$close"])
+    both = handler.data
+    assert both.columns.to_list() == [("feature", "$close"), ("feature", "$open"), ("label", "$close")]
+    assert both[("feature", "$close")].equals(both[("label", "$close")].rename(("feature", "$close")))
 
 
 def test_codes_instead_of_a_market_are_members_on_every_session(store: Path) -> None:

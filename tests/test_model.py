@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from qlib.model.base import BaseModel, Model
-from qlib.utils import auto_filter_kwargs, init_instance_by_config
-from qlib.workflow import R
+from qlib.utils import init_instance_by_config
 from tiny_market import (
     LONG_HALT,
     SHORT_HALT,
@@ -170,26 +169,6 @@ def test_signal_options_are_passed_on(checkpoint: Path, dataset: KlineDataset) -
     )
     assert (low.dropna() <= high.dropna()).all()
     assert (low.dropna() < high.dropna()).any()
-
-
-def test_fit_records_parameters_card_and_fingerprint(
-    store: Path, checkpoint: Path, dataset: KlineDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    start_qlib(store, runs=tmp_path)
-    model = make_model(checkpoint)
-    with R.start(experiment_name="fit"):
-        auto_filter_kwargs(model.fit)(dataset, reweighter=None)
-        model.predict(dataset, "valid")
-        recorder = R.get_recorder()
-    parameters = recorder.list_params()
-    assert parameters["kronos.fingerprint"] == model.fingerprint == model.forecaster.fingerprint
-    assert parameters["kronos.window.lookback"] == "40"
-    assert parameters["kronos.sampling.seed"] == "7"
-    assert parameters["kronos.cutoff"] == "2020-08-05"
-    assert {"kronos_card.json", "score_age.parquet"} <= set(recorder.list_artifacts())
-    ages = pd.read_parquet(recorder.download_artifact("score_age.parquet"))
-    pd.testing.assert_frame_equal(ages, model.score_age, check_index_type=False, check_column_type=False)
 
 
 def test_fit_without_a_recorder_records_nothing_and_works(model: KronosModel, dataset: KlineDataset) -> None:
