@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from kronos_qlib import __version__, cli_doctor, cli_forecast, cli_market, cli_quickstart, cli_signal
+from kronos_qlib import __version__, cli_doctor, cli_forecast, cli_market, cli_output, cli_quickstart, cli_signal
 
 USER_ERROR = 2
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("KRONOS_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {cli_output.describe_error(error)}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 

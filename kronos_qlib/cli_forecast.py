@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from kronos_qlib.cli_output import check_output_folder
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -53,6 +55,7 @@ def forecast(
     from kronos_qlib.market.report import format_stamp
     from kronos_qlib.plots import plot_forecast, save_figure
 
+    out = check_output_folder(out)
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, n_paths=paths, seed=seed)
     sessions = get_calendar(calendar, freq=freq)
     name, bars = read_instrument(file, instrument)

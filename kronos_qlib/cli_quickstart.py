@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from kronos_qlib.cli_output import check_output_folder
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -60,7 +62,7 @@ def quickstart(
       kronos-qlib quickstart --out /tmp/quickstart
     """
     began = time.monotonic()
-    out = out.expanduser().resolve()
+    out = check_output_folder(out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     say("1/4  Simulating a market whose predictability is known")
     market, store = build_store(out)

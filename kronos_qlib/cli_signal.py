@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from kronos_qlib.cli_forecast import CHECKPOINT_HELP
+from kronos_qlib.cli_output import check_output_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +19,8 @@ def signal(
     store: Path = typer.Option(..., envvar="KRONOS_STORE", help="Folder of a Qlib store."),
     checkpoint: str = typer.Option(..., help=CHECKPOINT_HELP),
     tokenizer: str | None = typer.Option(None, help="Tokenizer, where it does not lie with the checkpoint."),
-    revision: str | None = typer.Option(None, help="Commit of the hub ids, to pin them."),
+    revision: str | None = typer.Option(None, help="Commit of the model, for a hub id."),
+    tokenizer_revision: str | None = typer.Option(None, help="Commit of the tokenizer, for a hub id."),
     universe: str = typer.Option("csi300", help="Market of the store whose members of the day are scored."),
     date: str | None = typer.Option(None, help="Day to score (2020-12-31); the store's last one if not given."),
     name: str = typer.Option("expected_return", "--signal", help="Signal, by name."),
@@ -37,17 +39,22 @@ def signal(
       kronos-qlib signal --store ~/.qlib/qlib_data/kronos_csi300 --checkpoint owner/name --revision COMMIT
       kronos-qlib signal --store STORE --checkpoint my_kronos --date 2020-07-31 --signal probability_up
     """
+    from kronos_qlib.market.report import format_stamp
+
+    if out is not None:
+        check_output_folder(out.parent)
     model = {
         "model": checkpoint,
         "tokenizer": tokenizer,
         "revision": revision,
+        "tokenizer_revision": tokenizer_revision,
         "horizon": horizon,
         "signal": name,
         "sampling": {"n_paths": paths, "seed": seed},
         "device": device,
     }
     scores = score_day(store, universe, date, lookback, model)
-    day = scores.index.get_level_values("datetime")[0]
+    day = format_stamp(scores.index.get_level_values("datetime")[0])
     ranked = scores.droplevel("datetime").sort_values(ascending=False).rename("score")
     known = ranked.dropna()
     typer.echo(f"{name} on {day}: {len(known)} of {len(ranked)} members of {universe} have a score")
@@ -76,14 +83,13 @@ def score_day(store: Path, universe: str, date: str | None, lookback: int | None
     qlib.init(provider_uri=str(folder), region=known.get("region", "cn"), logging_level=logging.WARNING)
     stamp = last_bar_of_day(folder, freq, date)
 
-    from kronos_qlib.dataset import DEFAULT_POLICY, KlineDataset
+    from kronos_qlib.dataset import KlineDataset
     from kronos_qlib.handler import KlineHandler
     from kronos_qlib.model import KronosModel
 
     scorer = KronosModel(**model)
-    bars = lookback or scorer.forecaster.card.get("lookback") or DEFAULT_POLICY.lookback
     handler = KlineHandler(instruments=universe, start_time=stamp, end_time=stamp, freq=freq)
-    dataset = KlineDataset(handler=handler, segments={"test": (stamp, stamp)}, lookback=bars)
+    dataset = KlineDataset(handler=handler, segments={"test": (stamp, stamp)}, lookback=lookback)
     scorer.fit(dataset)
     return scorer.predict(dataset, segment="test")
 
