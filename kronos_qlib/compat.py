@@ -137,11 +137,17 @@ class KronosPredictor:
 
     def _mean_forecast(self, windows: list[Any], sampling: SamplingConfig) -> NDArray[np.float32]:
         """Mean over paths of windows of one length, float32 (B, pred_len, 6)."""
-        values, x_stamp, y_stamp = (np.stack(parts) for parts in zip(*windows, strict=True))
-        x, center, scale = normalise(values, clip=self.clip)
-        drawn = generate(self.model, self.tokenizer, x, x_stamp, y_stamp, sampling, self.max_context)
+        values, x_stamp, y_stamp = zip(*windows, strict=True)
+        x, center, scale = (np.stack(parts) for parts in zip(*map(self._normalise, values), strict=True))
+        drawn = generate(
+            self.model, self.tokenizer, x, np.stack(x_stamp), np.stack(y_stamp), sampling, self.max_context
+        )
         mean = drawn.cpu().numpy().mean(axis=1)
         return denormalise(mean, center, scale).astype(np.float32)
+
+    def _normalise(self, values: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Z-score one window, columns contiguous as pandas gives them to the original: equal to the last bit."""
+        return normalise(np.asfortranarray(values), clip=self.clip)
 
 
 def _window(

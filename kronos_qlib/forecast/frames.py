@@ -42,7 +42,8 @@ def read_frame(
         raise ValueError(f"found {len(frame)} bars; expected at least {min_bars} (min_bars): give a longer history")
     complete = complete_bars(frame.iloc[-lookback:])
     _check_values(complete, times[-lookback:])
-    return complete.to_numpy(dtype=np.float32), times[-lookback:]
+    # rows contiguous, as a panel's: the order of memory decides how a float32 mean is summed
+    return np.ascontiguousarray(complete.to_numpy(dtype=np.float32)), times[-lookback:]
 
 
 def complete_bars(frame: pd.DataFrame, where: str = "the frame") -> pd.DataFrame:
