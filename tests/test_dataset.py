@@ -40,28 +40,29 @@ def dataset(store: Path) -> KlineDataset:
 
 
 @cache
-def days_and_closes() -> tuple[list[pd.Timestamp], dict[str, pd.Series]]:
+def traded_closes() -> tuple[list[pd.Timestamp], dict[str, list[tuple[int, float]]]]:
+    """All sessions, and of each code the (number of the session, adjusted close) of its bars."""
     frame = tiny_market.bars()
-    by_code = frame.assign(close=frame["close"] * frame["factor"]).set_index("datetime").groupby("instrument")["close"]
-    return sorted(frame["datetime"].unique()), dict(iter(by_code))
+    days = sorted(frame["datetime"].unique())
+    number = frame["datetime"].map({day: position for position, day in enumerate(days)})
+    frame = frame.assign(bar=list(zip(number, frame["close"] * frame["factor"], strict=True)))
+    return days, {code: list(mine["bar"]) for code, mine in frame.groupby("instrument")}
 
 
 def brute_force(day: pd.Timestamp, code: str, carry: int = 20, min_bars: int = 20) -> tuple[pd.Timestamp | None, int]:
-    """The bar that a row is scored from and its age, walked day by day from the vendor's bars."""
-    days, closes = days_and_closes()
-    close = closes[code]
-    traded = [d for d in close.index if d <= day]
+    """The bar that a row is scored from and its age, walked bar by bar from the vendor's file."""
+    days, closes = traded_closes()
+    today = days.index(day)
+    traded = [bar for bar in closes[code] if bar[0] <= today]
     if not traded:
         return None, -1
-    age = days.index(day) - days.index(traded[-1])
+    last = traded[-1][0]
     bars = 1
-    while bars < len(traded):
-        later, earlier = traded[-bars], traded[-bars - 1]
-        jump = abs(close[later] / close[earlier] - 1)
-        if days.index(later) - days.index(earlier) - 1 > 60 or jump > 0.3:
+    for (earlier, before), (later, after) in zip(traded[-2::-1], traded[:0:-1], strict=True):
+        if later - earlier - 1 > 60 or abs(after / before - 1) > 0.3:
             break
         bars += 1
-    return (traded[-1], age) if age <= carry and bars >= min_bars else (None, -1)
+    return (days[last], today - last) if today - last <= carry and bars >= min_bars else (None, -1)
 
 
 def test_rows_point_at_the_last_traded_bar(dataset: KlineDataset) -> None:
