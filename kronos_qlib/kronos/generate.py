@@ -140,8 +140,9 @@ def _draw_paths(
     """Ids (W, n_paths, H) of every path."""
     length, horizon = context[0].shape[1], inputs.horizon
     shape = (len(uniforms), inputs.n_paths, horizon)
+    times = model.embed_stamps(stamps)
     s1, s2 = context[0].new_empty(shape), context[1].new_empty(shape)
-    hidden, state = _prefill(model, context, stamps, max(0, length - max_context), inputs)
+    hidden, state = _prefill(model, context, times, max(0, length - max_context), inputs)
     # before the paths part, one row of logits serves all of them
     hidden = hidden.unsqueeze(1)
     for step in range(horizon):
@@ -149,21 +150,21 @@ def _draw_paths(
             new = slice(step - 1, step)
             if length + step > max_context:
                 # past the limit the window slides and every cached state has seen a bar that is gone (trap 8)
-                _, state = _prefill(model, context, stamps, length + step - max_context, inputs)
+                _, state = _prefill(model, context, times, length + step - max_context, inputs)
                 new = slice(0, step)
-            path_stamps = stamps[:, None, length + new.start : length + new.stop]
-            hidden = model.advance(s1[:, :, new], s2[:, :, new], path_stamps, state)
+            path_times = times[:, None, length + new.start : length + new.stop]
+            hidden = model.advance(s1[:, :, new], s2[:, :, new], path_times, state)
         s1[:, :, step], s2[:, :, step] = _draw_token(model, hidden, state, uniforms[:, :, step], inputs, sampling)
     return s1, s2
 
 
 def _prefill(
-    model: ModelEngine, context: tuple[Tensor, Tensor], stamps: Tensor, first: int, inputs: GenerationInputs
+    model: ModelEngine, context: tuple[Tensor, Tensor], times: Tensor, first: int, inputs: GenerationInputs
 ) -> tuple[Tensor, ModelState]:
     """Run the context from bar ``first`` on."""
     length = context[0].shape[1]
     return model.start(
-        context[0][:, first:], context[1][:, first:], stamps[:, first:length], inputs.n_paths, inputs.horizon
+        context[0][:, first:], context[1][:, first:], times[:, first:length], inputs.n_paths, inputs.horizon
     )
 
 

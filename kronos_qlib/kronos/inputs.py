@@ -40,7 +40,7 @@ def check_match(model: Kronos, tokenizer: KronosTokenizer) -> None:
     ours = (model.config.s1_bits, model.config.s2_bits)
     if ours != theirs:
         raise ValueError(
-            f"the model has s1_bits, s2_bits = {ours}, the tokenizer {theirs}; load the tokenizer the model was trained with"
+            f"the model has s1_bits, s2_bits = {ours}, the tokenizer {theirs}; load the tokenizer it was trained with"
         )
     for name, module in (("model", model), ("tokenizer", tokenizer)):
         if module.training:

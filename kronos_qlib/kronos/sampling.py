@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
-
-# nuclei are nearly always smaller than this; a larger one falls back to a full sort of its row
-_PARTIAL_SORT = 64
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -14,39 +12,31 @@ def wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def _descending(values: Tensor) -> Tensor:
+    """Each row's values in descending order; only values are needed, so numpy's vectorised sort serves on a CPU."""
+    if values.device.type != "cpu":
+        return values.sort(dim=-1, descending=True).values
+    return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
+
+
 def _keep_largest(probabilities: Tensor, n_keep: Tensor, ranked: Tensor) -> Tensor:
-    """Mask of the ``n_keep`` (rows, 1) largest entries of each row; ties go to the lowest ids.
+    """The ``n_keep`` (rows, 1) largest entries of each row, the others 0; ties go to the lowest ids.
 
     ``ranked`` holds each row's largest entries in descending order, at least ``n_keep`` of them.
     """
     threshold = ranked.gather(-1, n_keep - 1)
-    above = probabilities > threshold
+    kept = torch.where(probabilities >= threshold, probabilities, 0.0)
+    if bool((kept.count_nonzero(-1) == n_keep.squeeze(-1)).all()):
+        return kept
     tied = probabilities == threshold
-    if bool((above.sum(-1, keepdim=True) + tied.sum(-1, keepdim=True) == n_keep).all()):
-        return above | tied
-    room = n_keep - above.sum(-1, keepdim=True)
-    return above | (tied & (tied.cumsum(-1) <= room))
+    room = n_keep - (probabilities > threshold).sum(-1, keepdim=True)
+    return torch.where(tied & (tied.cumsum(-1) > room), 0.0, kept)
 
 
 def _nucleus_sizes(ranked: Tensor, top_p: float) -> Tensor:
     """How many of the ranked probabilities (rows, k) are kept: up to the first that exceeds ``top_p`` in sum."""
     before = ranked.cumsum(-1)[..., :-1]
     return 1 + (before <= top_p).sum(-1, keepdim=True)
-
-
-def _top_p_mask(probabilities: Tensor, top_p: float) -> Tensor:
-    vocabulary = probabilities.shape[-1]
-    size = min(_PARTIAL_SORT, vocabulary)
-    ranked = probabilities.topk(size, dim=-1).values
-    sizes = _nucleus_sizes(ranked, top_p)
-    mask = _keep_largest(probabilities, sizes, ranked)
-    # a nucleus that fills the partial sort may go on beyond it
-    open_rows = (sizes.squeeze(-1) == size) if size < vocabulary else sizes.new_zeros(len(sizes), dtype=torch.bool)
-    if bool(open_rows.any()):
-        rest = probabilities[open_rows]
-        ranked = rest.sort(dim=-1, descending=True).values
-        mask[open_rows] = _keep_largest(rest, _nucleus_sizes(ranked, top_p), ranked)
-    return mask
 
 
 def filtered_probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -68,16 +58,18 @@ def filtered_probabilities(logits: Tensor, temperature: float, top_k: int, top_p
     tensor (rows, V), float32 (float64 for float64 logits)
         Not normalised: kept tokens have their probability before the last filter, the others 0.
     """
-    probabilities = torch.softmax(wide(logits) / temperature, dim=-1)
+    scaled = wide(logits) if temperature == 1.0 else wide(logits) / temperature
+    probabilities = torch.softmax(scaled, dim=-1)
     vocabulary = probabilities.shape[-1]
     if 0 < top_k < vocabulary:
         ranked = probabilities.topk(top_k, dim=-1).values
         n_keep = torch.full((len(probabilities), 1), top_k, device=logits.device)
-        probabilities = probabilities * _keep_largest(probabilities, n_keep, ranked)
+        probabilities = _keep_largest(probabilities, n_keep, ranked)
         if top_p < 1.0:
             probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     if top_p < 1.0:
-        probabilities = probabilities * _top_p_mask(probabilities, top_p)
+        ranked = _descending(probabilities)
+        probabilities = _keep_largest(probabilities, _nucleus_sizes(ranked, top_p), ranked)
     return probabilities
 
 
