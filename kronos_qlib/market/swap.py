@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,9 +61,11 @@ def refuse_foreign(out: Path, marker: str) -> None:
 
 def sync_tree(folder: Path) -> None:
     """Ask the system to put all files and folders below ``folder`` on disk."""
-    for root, _, files in os.walk(folder):
-        for path in [*(os.path.join(root, name) for name in files), root]:
-            _sync(path)
+    paths = [os.path.join(root, name) for root, _, files in os.walk(folder) for name in [*files, ""]]
+    # Requests that wait together share one journal commit: thousands of files in a second instead of a minute.
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        for _ in pool.map(_sync, paths):
+            pass
 
 
 def _sync(path: str | Path) -> None:
