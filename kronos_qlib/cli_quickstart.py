@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WORKFLOW = "quickstart"
 CHECKPOINT = "bundled:synthetic"
-UNIVERSE = "synthetic"
+UNIVERSE = "csi300"
 LOG_LINES_ON_FAILURE = 30
 
 
@@ -111,10 +111,28 @@ def run_workflow(name: str, out: Path, store: Path) -> None:
     environment = {**os.environ, "KRONOS_STORE": str(store), "KRONOS_CHECKPOINT": CHECKPOINT, "MPLBACKEND": "Agg"}
     log = out / "qrun.log"
     with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(command, cwd=out, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
+        process = subprocess.Popen(command, cwd=out, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        exit_code = wait_showing_time(process)
+    if exit_code:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-LOG_LINES_ON_FAILURE:])
-        raise ValueError(f"qrun of {name}.yaml ended with exit code {done.returncode}; the end of {log}:\n{tail}")
+        raise ValueError(f"qrun of {name}.yaml ended with exit code {exit_code}; the end of {log}:\n{tail}")
+
+
+def wait_showing_time(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process, showing the time it takes on a terminal; stop it when we are interrupted."""
+    from tqdm import tqdm
+
+    try:
+        with tqdm(total=None, desc="qrun", bar_format="{desc}: {elapsed}", disable=None, leave=False) as clock:
+            while True:
+                try:
+                    return process.wait(timeout=1)
+                except subprocess.TimeoutExpired:
+                    clock.refresh()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 def read_results(out: Path, store: Path) -> dict[str, Any]:
@@ -122,6 +140,7 @@ def read_results(out: Path, store: Path) -> dict[str, Any]:
     import qlib
     from qlib.workflow import R
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = f"sqlite:///{out / 'mlruns.db'}"
     manager = {
         "class": "MLflowExpManager",

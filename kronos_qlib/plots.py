@@ -91,8 +91,9 @@ def plot_forecast(
     stamps = pd.DatetimeIndex(np.concatenate([shown.index.to_numpy(), np.asarray(paths.timestamps[window])]))
     _label_times(axes, stamps)
     axes.axvline(len(shown) - 0.5, color="grey", linewidth=0.8, linestyle=":")
-    when, instrument = paths.index[window]
-    axes.set_title(title or f"{instrument}: {len(closes)} futures after {format_stamp(pd.Timestamp(when))}")
+    when = pd.DatetimeIndex(paths.index.get_level_values("datetime"))[window]
+    instrument = paths.index.get_level_values("instrument")[window]
+    axes.set_title(title or f"{instrument}: {len(closes)} futures after {format_stamp(when)}")
     axes.set_ylabel("price")
     axes.legend(loc="upper left", frameon=False, fontsize=8)
     return figure
