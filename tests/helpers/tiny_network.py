@@ -50,11 +50,16 @@ def model_config(bits: int = 3, **changes: object) -> ModelConfig:
 
 
 def fill(module: torch.nn.Module, sharpness: float = 1.0) -> None:
-    """Fixed weights by name; ``sharpness`` scales the output heads, so that distributions are far from flat."""
+    """Fixed weights by name.
+
+    ``sharpness`` scales the output heads, so that distributions are far from flat; the dependency layer is made strong,
+    so that s2 depends visibly on s1.
+    """
+    strong = {"dep_layer.cross_attn.q_proj.weight": 12.0, "dep_layer.cross_attn.out_proj.weight": 6.0}
     with torch.no_grad():
         for name, tensor in module.named_parameters():
             values = torch.from_numpy(parameter(name, tuple(tensor.shape)))
-            tensor.copy_(values * sharpness if name.startswith("head.proj") else values)
+            tensor.copy_(values * (sharpness if name.startswith("head.proj") else strong.get(name, 1.0)))
     module.eval()
     module.requires_grad_(False)
 
