@@ -10,7 +10,7 @@ from .checkpoint import (
     save_tokenizer,
 )
 from .config import ModelConfig, SamplingConfig, TokenizerConfig, check_keys
-from .generate import generate
+from .generate import generate, generate_tokens
 from .naive import generate_naive
 from .normalise import denormalise, normalise
 from .tokenizer import KronosTokenizer
@@ -28,6 +28,7 @@ __all__ = [
     "fingerprint",
     "generate",
     "generate_naive",
+    "generate_tokens",
     "load_card",
     "load_model",
     "load_tokenizer",

@@ -1,6 +1,6 @@
 """Fast generation: one prefill per window, shared by its paths; fixed kernel shapes; keyed draws.
 
-The four steps are those of :func:`_generate_chunk`: encode, prefill, draw and append, decode.
+Four steps a chunk of windows: encode, prefill, draw and append, decode.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,12 +16,14 @@ from torch import Tensor
 from .config import SamplingConfig
 from .engine import ModelEngine, ModelState, TokenizerEngine
 from .inputs import GenerationInputs, prepare
-from .plan import windows_per_chunk
+from .plan import check_memory, chunk_bytes, windows_per_chunk
 from .sampling import draw
 from .tokenizer import KronosTokenizer
 from .transformer import Kronos
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+TokenPair = tuple[Tensor, Tensor]
+R = TypeVar("R", Tensor, tuple[Tensor, Tensor, Tensor, Tensor])
 _threads_lock = threading.Lock()
 
 
@@ -71,15 +74,42 @@ def generate(
     """
     inputs = prepare(model, tokenizer, x, x_stamp, y_stamp, sampling, max_context, keys)
     compute = inputs.dtype if dtype is None else _compute_dtype(dtype)
-    engines = ModelEngine(model, compute), TokenizerEngine(tokenizer, compute)
-    size = windows_per_chunk(model.config, inputs.x.shape[1], inputs.horizon, inputs.n_paths, inputs.x.device.type)
-    starts = range(0, len(inputs.x), size)
+    decoder = TokenizerEngine(tokenizer, compute)
 
-    def run(start: int) -> Tensor:
-        with torch.inference_mode():
-            return _generate_chunk(*engines, inputs, sampling, max_context, start, size)
+    def decode(context: TokenPair, paths: TokenPair) -> Tensor:
+        # the last max_context tokens of context + paths, the shared part once per window
+        first = max(0, context[0].shape[1] + inputs.horizon - max_context)
+        return decoder.decode((context[0][:, first:], context[1][:, first:]), paths)
 
-    return torch.cat(_map_chunks(run, starts, inputs.x.device)).to(inputs.out_dtype)
+    bars = _map_chunks(model, decoder, inputs, sampling, max_context, decode)
+    return torch.cat(bars).to(inputs.out_dtype)
+
+
+@torch.inference_mode()
+def generate_tokens(
+    model: Kronos,
+    tokenizer: KronosTokenizer,
+    x: object,
+    x_stamp: object,
+    y_stamp: object,
+    sampling: SamplingConfig,
+    max_context: int = 512,
+    *,
+    keys: object = None,
+    dtype: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The tokens that :func:`generate` decodes, with the same parameters.
+
+    Returns
+    -------
+    context_s1, context_s2, s1, s2
+        Ids of the context, int64 (B, L) twice, and of the paths, int64 (B, n_paths, H) twice.
+    """
+    inputs = prepare(model, tokenizer, x, x_stamp, y_stamp, sampling, max_context, keys)
+    encoder = TokenizerEngine(tokenizer, inputs.dtype if dtype is None else _compute_dtype(dtype))
+    parts = _map_chunks(model, encoder, inputs, sampling, max_context, lambda context, paths: (*context, *paths))
+    context_s1, context_s2, s1, s2 = (torch.cat(column) for column in zip(*parts, strict=True))
+    return context_s1, context_s2, s1, s2
 
 
 def _compute_dtype(dtype: str) -> torch.dtype:
@@ -88,49 +118,68 @@ def _compute_dtype(dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _map_chunks(run: Callable[[int], Tensor], starts: range, device: torch.device) -> list[Tensor]:
-    """Run chunks; on a CPU one thread each, so that no kernel's result depends on the number of threads."""
+def _map_chunks(
+    model: Kronos,
+    coder: TokenizerEngine,
+    inputs: GenerationInputs,
+    sampling: SamplingConfig,
+    max_context: int,
+    finish: Callable[[TokenPair, TokenPair], R],
+) -> list[R]:
+    """Draw the paths of every chunk of windows and apply ``finish`` to (context tokens, path tokens).
+
+    On a CPU each chunk has one thread, so that no kernel's result depends on the number of threads.
+    """
+    engine = ModelEngine(model, coder.dtype)
+    device, length = inputs.x.device, inputs.x.shape[1]
+    size = windows_per_chunk(model.config, length, inputs.horizon, inputs.n_paths, device.type)
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    need = chunk_bytes(model.config, coder.tokenizer.config, size, length, inputs.horizon, inputs.n_paths)
+    check_memory(min(threads, -(-len(inputs.x) // size)) * need, device)
+
+    def run(start: int) -> R:
+        with torch.inference_mode():
+            rows = torch.arange(start, start + size, device=device).clamp_(max=len(inputs.x) - 1)
+            context, paths = _generate_chunk(engine, coder, inputs, rows, sampling, max_context)
+            return _first(finish(context, paths), len(inputs.x) - start)
+
+    starts = range(0, len(inputs.x), size)
     if device.type != "cpu":
         return [run(start) for start in starts]
     with _threads_lock:
-        threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            if threads == 1 or len(starts) == 1:
-                return [run(start) for start in starts]
             with ThreadPoolExecutor(threads) as pool:
                 return list(pool.map(run, starts))
         finally:
             torch.set_num_threads(threads)
 
 
+def _first(result: R, count: int) -> R:
+    """Drop the rows of padding."""
+    if isinstance(result, Tensor):
+        return result[:count]
+    return tuple(part[:count] for part in result)  # type: ignore[return-value]
+
+
 def _generate_chunk(
     model: ModelEngine,
-    tokenizer: TokenizerEngine,
+    coder: TokenizerEngine,
     inputs: GenerationInputs,
+    rows: Tensor,
     sampling: SamplingConfig,
     max_context: int,
-    start: int,
-    size: int,
-) -> Tensor:
-    """Paths of ``size`` windows from ``start``, padded with the last window so that kernel shapes stay fixed."""
-    rows = torch.arange(start, start + size, device=inputs.x.device).clamp(max=len(inputs.x) - 1)
+) -> tuple[TokenPair, TokenPair]:
+    """Context and path tokens of the windows ``rows``, padded with the last window so that shapes stay fixed."""
     stamps = torch.cat((inputs.x_stamp[rows], inputs.y_stamp[rows]), dim=1)
-    uniforms = inputs.uniforms[rows]
-    # 1. encode the whole context, also what lies before max_context
-    context = tokenizer.encode(inputs.x[rows])
-    # 2. and 3. prefill, then draw and append
-    paths = _draw_paths(model, context, stamps, uniforms, inputs, sampling, max_context)
-    # 4. decode the last max_context tokens of context + paths
-    length = context[0].shape[1]
-    first = max(0, length + inputs.horizon - max_context)
-    decoded = tokenizer.decode((context[0][:, first:], context[1][:, first:]), paths)
-    return decoded[: len(inputs.x) - start]
+    # encode the whole context, also what lies before max_context
+    context = coder.encode(inputs.x[rows])
+    return context, _draw_paths(model, context, stamps, inputs.uniforms[rows], inputs, sampling, max_context)
 
 
 def _draw_paths(
     model: ModelEngine,
-    context: tuple[Tensor, Tensor],
+    context: TokenPair,
     stamps: Tensor,
     uniforms: Tensor,
     inputs: GenerationInputs,
@@ -159,7 +208,7 @@ def _draw_paths(
 
 
 def _prefill(
-    model: ModelEngine, context: tuple[Tensor, Tensor], times: Tensor, first: int, inputs: GenerationInputs
+    model: ModelEngine, context: TokenPair, times: Tensor, first: int, inputs: GenerationInputs
 ) -> tuple[Tensor, ModelState]:
     """Run the context from bar ``first`` on."""
     length = context[0].shape[1]
