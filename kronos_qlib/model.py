@@ -44,7 +44,7 @@ class KronosModel(Model):
     tokenizer : str, optional
         Tokenizer, where it is not beside the model.
     revision, tokenizer_revision : str, optional
-        Pinned commits, for hub ids.
+        Pinned commits, for hub ids. An empty text is None, here and for the tokenizer.
     lookback : int, optional
         Most bars in a window, where the dataset sets none (both must agree); None: the checkpoint's card, else a known
         checkpoint's, else 512.
@@ -98,8 +98,9 @@ class KronosModel(Model):
                 "(the workflows take it from the environment variable KRONOS_CHECKPOINT)"
             )
         self.model = _lasting_location(model)
-        self.tokenizer = None if tokenizer is None else _lasting_location(tokenizer)
-        self.revision, self.tokenizer_revision = revision, tokenizer_revision
+        # an empty text is what a workflow's unset environment variable leaves
+        self.tokenizer = _lasting_location(tokenizer) if tokenizer else None
+        self.revision, self.tokenizer_revision = revision or None, tokenizer_revision or None
         self.lookback = _whole("lookback", lookback)
         self.horizon = _whole("horizon", horizon) or 10
         self.signal = signal

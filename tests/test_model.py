@@ -280,3 +280,8 @@ def test_fit_needs_a_test_segment_and_our_dataset(model: KronosModel, dataset: K
         model.fit({})
     with pytest.raises(ValueError, match="no reweighter"):
         model.fit(dataset, reweighter=object())
+
+
+def test_empty_texts_of_unset_environment_variables_mean_none(checkpoint: Path) -> None:
+    model = make_model(checkpoint, tokenizer="", revision="", tokenizer_revision="")
+    assert (model.tokenizer, model.revision, model.tokenizer_revision) == (None, None, None)
