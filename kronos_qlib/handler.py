@@ -195,7 +195,8 @@ def load_panel(codes: Sequence[str], start_time: Any, end_time: Any, freq: str =
 
     Fields a store lacks (``$amount``, ``$volume``) follow :meth:`BarPanel.from_frame`'s rule.
     """
-    frame = D.features(list(codes), BAR_EXPRESSIONS, start_time, end_time, freq=freq)
+    sessions = sessions_between(start_time, end_time, freq)  # a date as the end includes the day's intraday bars
+    frame = D.features(list(codes), BAR_EXPRESSIONS, sessions[0], sessions[-1], freq=freq)
     return BarPanel.from_frame(frame, calendar=pd.DatetimeIndex(D.calendar(freq=freq)))
 
 

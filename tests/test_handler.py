@@ -15,7 +15,9 @@ from qlib.data.dataset.loader import QlibDataLoader
 from tiny_market import LISTED, LONG_HALT, NEVER_A_MEMBER, NEVER_BACK, UNIVERSE, start_qlib, write_tiny_store
 
 from kronos_qlib.handler import LABEL, KlineHandler
+from kronos_qlib.market.calendars import get_calendar
 from kronos_qlib.market.fields import BAR_FIELDS
+from kronos_qlib.market.store import write_store
 
 START, END = "2020-07-01", "2020-12-31"
 
@@ -241,3 +243,44 @@ def test_csi300_of_thirteen_years_is_ready_in_a_minute_and_four_gigabytes(shared
     assert bars > 1_800_000
     assert seconds < 60
     assert gigabytes < 4
+
+
+@pytest.mark.filterwarnings("ignore:load calendar error")
+def test_a_store_without_amounts_follows_the_panels_rule(tmp_path: Path) -> None:
+    """Qlib's public data has no $amount; the panel then uses volume × mean price, and the column is NaN in the data."""
+    store = write_tiny_store(tmp_path / "store")
+    for file in store.glob("features/*/amount.day.bin"):
+        file.unlink()
+    start_qlib(store)
+    handler = KlineHandler(UNIVERSE, START, END)
+    values = handler.panel.values.astype(np.float64)
+    np.testing.assert_allclose(values[:, 5], values[:, :4].mean(axis=1) * values[:, 4], rtol=1e-6)
+    assert handler.data[("feature", "$amount")].isna().all()
+    assert handler.data[("feature", "$close")].notna().mean() > 0.8
+
+
+def quarter_hours(days: list[str], codes: list[str]) -> pd.DataFrame:
+    """Flat 15-minute bars in the vendor format, stamped at their end."""
+    day = get_calendar("XSHG", freq="15min")
+    stamps = day.between(pd.Timestamp(days[0]), pd.Timestamp(days[-1]) + pd.Timedelta(hours=23))
+    frame = pd.MultiIndex.from_product([codes, stamps], names=["instrument", "datetime"]).to_frame(index=False)
+    price = 10 + 0.01 * (np.arange(len(frame)) % 50)
+    prices = dict.fromkeys(("open", "high", "low", "close"), price)
+    return frame.assign(**prices, volume=100.0, amount=100.0 * price, factor=1.0)
+
+
+def test_intraday_members_keep_the_whole_of_their_last_day(tmp_path: Path) -> None:
+    frame = quarter_hours(["2025-01-02", "2025-01-10"], ["SH600000", "SH600001"])
+    spans = pd.DataFrame(
+        {"instrument": ["SH600000", "SH600001"], "start": "2025-01-02", "end": ["2025-01-10", "2025-01-06"]}
+    )
+    write_store(frame, tmp_path / "store", members={UNIVERSE: spans}, freq="15min")
+    start_qlib(tmp_path / "store")
+    handler = KlineHandler(UNIVERSE, "2025-01-03", "2025-01-10", freq="15min")
+    stamps = handler.data.xs("SH600001", level=1).index
+    assert (stamps.min(), stamps.max()) == (pd.Timestamp("2025-01-03 09:45"), pd.Timestamp("2025-01-06 15:00"))
+    assert len(stamps) == 2 * 16
+    assert handler.data.index.get_level_values(0).max() == pd.Timestamp("2025-01-10 15:00")
+    assert handler.panel.timestamps.max() == np.datetime64("2025-01-10T15:00")
+    after = handler.trading_calendar.future(pd.Timestamp("2025-01-10 14:45"), 2)
+    assert list(after) == [pd.Timestamp("2025-01-10 15:00"), pd.Timestamp("2025-01-13 09:45")]
