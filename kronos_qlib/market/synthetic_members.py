@@ -77,12 +77,11 @@ def members_on(members: pd.DataFrame, index: pd.MultiIndex) -> np.ndarray:
     codes = index.get_level_values("instrument")
     inside = np.zeros(len(index), dtype=bool)
     positions = pd.Series(np.arange(len(index))).groupby(np.asarray(codes)).indices
-    for span in members.itertuples(index=False):
-        rows = positions.get(span.instrument)
+    starts, ends = (members[side].to_numpy(dtype="datetime64[ns]") for side in ("start", "end"))
+    for instrument, start, end in zip(members["instrument"], starts, ends, strict=True):
+        rows = positions.get(instrument)
         if rows is not None:
-            inside[rows] |= (days[rows] >= np.datetime64(span.start)) & (
-                days[rows] <= np.datetime64(span.end)
-            )
+            inside[rows] |= (days[rows] >= start) & (days[rows] <= end)
     return inside
 
 

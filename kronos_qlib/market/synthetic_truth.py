@@ -18,6 +18,7 @@ board's limit, which are small and near symmetric.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -138,7 +139,8 @@ def label_from_bars(bars: pd.DataFrame) -> pd.Series:
     adjusted = bars.assign(adjusted=bars["close"] * bars["factor"])
     close = adjusted.pivot(index="datetime", columns="instrument", values="adjusted").sort_index()
     label = close.shift(-2) / close.shift(-1) - 1
-    return label.stack(future_stack=True).rename("label").rename_axis(["datetime", "instrument"])
+    stacked = cast(pd.Series, label.stack(future_stack=True))
+    return stacked.rename("label").rename_axis(["datetime", "instrument"])
 
 
 @dataclass(frozen=True)
@@ -177,4 +179,5 @@ def _columns_correlation(frame: pd.DataFrame) -> pd.Series:
         }
     )
     sums = products.groupby(level="datetime").sum()
-    return sums["xy"] / np.sqrt(sums["xx"] * sums["yy"]).replace(0.0, np.nan)
+    scale = (sums["xx"] * sums["yy"]) ** 0.5
+    return sums["xy"] / scale.replace(0.0, np.nan)
