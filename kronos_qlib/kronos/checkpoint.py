@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,13 +135,12 @@ def _download(hub_id: str, revision: str | None) -> Path:
             "so that a result can be repeated"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if not _COMMIT.fullmatch(revision):
         warnings.warn(f"{hub_id}@{revision} can move; a commit hash of 40 digits cannot", stacklevel=3)
     try:
         folder = snapshot_download(hub_id, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the client's own, requests', httpx' and xet's errors share no base class
         raise CheckpointError(
             f"could not fetch {hub_id}@{revision} ({type(error).__name__}: {error}); check the id, the revision and "
             "the network, or download the folder elsewhere and give its path"
@@ -226,9 +226,16 @@ def _save(module: nn.Module, config: dict[str, Any], folder: Path, dtype: torch.
         name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in module.state_dict().items()
     }
-    part = folder / (WEIGHTS_FILE + ".part")
-    save_file(tensors, part, metadata={"format": "pt"})
-    part.replace(folder / WEIGHTS_FILE)
-    part = folder / (CONFIG_FILE + ".part")
-    part.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    part.replace(folder / CONFIG_FILE)
+    text = json.dumps(config, indent=1, sort_keys=True) + "\n"
+    _write_whole(folder / WEIGHTS_FILE, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
+    _write_whole(folder / CONFIG_FILE, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside ``path`` and move into place; a failure leaves what was there, and nothing half-written."""
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -35,6 +35,10 @@ class _Config(BaseModel):
     def _known_keys(cls, data: Any) -> Any:
         if isinstance(data, dict):
             check_keys(data, cls.model_fields, cls.__name__)
+            for key, value in data.items():
+                # YAML reads yes and on as true, which would pass for the number 1
+                if isinstance(value, bool) and cls.model_fields[key].annotation is not bool:
+                    raise ValueError(f"{cls.__name__}: {key} is {value}, expected a number or a name")
         return data
 
     def to_dict(self) -> dict[str, Any]:
