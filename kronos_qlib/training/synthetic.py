@@ -46,6 +46,8 @@ class Recipe:
     ----------
     lookback, horizon : int
         Context bars, and bars to predict after them, of a training window.
+    forecast_horizon : int
+        Steps of a forecast that the card recommends; nothing is trained on it.
     context_weight : float
         Weight of a context bar's prediction in the loss. The z-score of a context bar has seen the bars after it, so
         that loss teaches the shape of bars but also a false pull to the mean; forecasts are made after the context.
@@ -56,6 +58,7 @@ class Recipe:
     seed: int = 0
     lookback: int = 60
     horizon: int = 16
+    forecast_horizon: int = 10
     context_weight: float = 0.2
     train_start: str = "2012-01-01"
     valid_start: str = "2018-01-01"
@@ -67,9 +70,9 @@ class Recipe:
     heads: int = 4
     dropout: float = 0.1
     batch_size: int = 64
-    tokenizer_steps: int = 2_000
+    tokenizer_steps: int = 1_200
     tokenizer_rate: float = 2e-3
-    steps: int = 4_000
+    steps: int = 3_000
     rate: float = 2e-3
     weight_decay: float = 0.05
     valid_windows: int = 2_048
@@ -288,7 +291,7 @@ def make_checkpoint(out: Path, recipe: Recipe, market_config: SyntheticConfig, c
     card = {
         "name": "synthetic",
         "lookback": recipe.lookback,
-        "horizon": 5,
+        "horizon": recipe.forecast_horizon,
         "max_context": 512,
         "train_start": recipe.train_start,
         "cutoff": recipe.cutoff,
