@@ -112,7 +112,9 @@ def measure(options: argparse.Namespace, store: Path) -> dict[str, Any]:
 
 def provenance(options: argparse.Namespace) -> dict[str, Any]:
     """Return what a reader needs to repeat the measurement."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    here = Path(__file__).resolve().parent
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     keys = ("instruments", "start", "end", "handler_start", "lookback", "horizon", "paths", "dtype")
     return {
         "kronos_qlib": kronos_qlib.__version__,
