@@ -1,4 +1,4 @@
-"""No look-ahead, proved from store to score: what happens after t leaves all scores dated t or earlier bit-identical."""
+"""No look-ahead, proved from store to score: whatever follows t, each score dated t or earlier is bit-identical."""
 
 from __future__ import annotations
 
