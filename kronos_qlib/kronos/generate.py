@@ -25,6 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 TokenPair = tuple[Tensor, Tensor]
 R = TypeVar("R", Tensor, tuple[Tensor, Tensor, Tensor, Tensor])
 _threads_lock = threading.Lock()
+_lowered_from: list[int] = []  # what the call that holds the lock will put back
 
 
 @torch.inference_mode()
@@ -133,7 +134,7 @@ def _map_chunks(
     engine = ModelEngine(model, coder.dtype)
     device, length = inputs.x.device, inputs.x.shape[1]
     size = windows_per_chunk(model.config, length, inputs.horizon, inputs.n_paths, device.type)
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    threads = _process_threads() if device.type == "cpu" else 1
     need = chunk_bytes(model.config, coder.tokenizer.config, size, length, inputs.horizon, inputs.n_paths)
     check_memory(min(threads, -(-len(inputs.x) // size)) * need, device)
 
@@ -147,12 +148,20 @@ def _map_chunks(
     if device.type != "cpu":
         return [run(start) for start in starts]
     with _threads_lock:
+        _lowered_from.append(threads)
         torch.set_num_threads(1)
         try:
             with ThreadPoolExecutor(threads) as pool:
                 return list(pool.map(run, starts))
         finally:
             torch.set_num_threads(threads)
+            _lowered_from.clear()
+
+
+def _process_threads() -> int:
+    """Number of threads of the process, also while another call has lowered it (a new thread would see one)."""
+    seen = torch.get_num_threads()
+    return next(iter(_lowered_from), seen)
 
 
 def _first(result: R, count: int) -> R:

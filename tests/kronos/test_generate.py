@@ -12,6 +12,7 @@ from teacher_forcing import compare_draws
 from tiny_network import Networks, tiny_networks, tokens_of, windows
 
 from kronos_qlib.kronos import SamplingConfig, generate, generate_naive
+from kronos_qlib.kronos.generate import generate_tokens
 
 SCHEMES = ["independent", "antithetic", "stratified", "sobol"]
 ORDERS = ["token", "close"]
@@ -100,6 +101,18 @@ def _double(module):  # type: ignore[no-untyped-def]
     copy = type(module)(module.config)
     copy.load_state_dict(module.state_dict())
     return copy.double().eval()
+
+
+@pytest.mark.parametrize("max_context", [13, 32])
+def test_tokens_are_those_that_the_bars_decode_from(wide: Networks, max_context: int) -> None:
+    x, past, future = windows(19, 10, 4)
+    arguments = (wide.model, wide.tokenizer, x, past, future, SamplingConfig(n_paths=3), max_context)
+    context_s1, context_s2, s1, s2 = generate_tokens(*arguments)
+    encoded = wide.tokenizer.encode(torch.from_numpy(x).double())
+    assert torch.equal(context_s1, encoded[0])
+    assert torch.equal(context_s2, encoded[1])
+    assert s1.shape == s2.shape == (19, 3, 4)
+    assert torch.equal(s1 * wide.n_s2 + s2, tokens_of(wide, x, generate(*arguments), max_context))
 
 
 def test_float64_on_request_equals_float64_weights(wide: Networks) -> None:

@@ -6,7 +6,9 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -140,26 +142,34 @@ def digests(names: list[str]) -> list[str]:
     return [hashlib.sha256(Case(name).whole.numpy().tobytes()).hexdigest() for name in names]
 
 
-@pytest.mark.parametrize("threads", ["1", "2"])
-def test_another_process(threads: str) -> None:
+def test_another_process() -> None:
     """Another process, another hash seed, another number of threads from the start."""
     names = list(SHAPES)
     code = f"import sys; sys.path[:0] = {[str(TESTS / 'helpers'), str(TESTS / 'kronos')]}; "
     code += f"import test_identity; print(*test_identity.digests({names}))"
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
+    threads = "2" if torch.get_num_threads() == 1 else "1"
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == digests(names)
 
 
-def test_threads_at_once() -> None:
-    """Two callers in one process do not disturb each other."""
-    from concurrent.futures import ThreadPoolExecutor
-
+def test_callers_in_threads_at_once(n_threads: Callable[[int], None]) -> None:
+    """They do not disturb each other, and leave the process's number of threads as it was."""
+    n_threads(2)
     case = _tiny()
-    halves = [np.arange(0, 20), np.arange(20, 37), np.arange(5, 30)]
-    with ThreadPoolExecutor(3) as pool:
-        for rows, paths in zip(halves, pool.map(case.paths, halves), strict=True):
-            assert torch.equal(paths, case.whole[rows])
+    # one after the other while others run, each from a thread that has not used torch before
+    parts = [np.tile(rows, 4) for rows in (np.arange(20), np.arange(20, 37), np.arange(5, 30), np.arange(37))]
+    with ThreadPoolExecutor(len(parts)) as pool:
+        futures = []
+        for rows in parts:
+            futures.append(pool.submit(case.paths, rows))
+            time.sleep(0.05)
+        for rows, future in zip(parts, futures, strict=True):
+            assert torch.equal(future.result(), case.whole[rows])
+    assert torch.get_num_threads() == 2
+    # a new thread starts with what the process is set to
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
 
 
 def test_windows_of_other_lengths_do_not_matter() -> None:
