@@ -252,5 +252,5 @@ Backtest (TopkDropout, after cost, above the benchmark)
   annualised excess return  {figures.annualised_excess_return_after_cost:+.1%}
   information ratio         {figures.information_ratio_after_cost:+.2f}
   max drawdown              {figures.max_drawdown_after_cost:+.1%}
-Made-up data: these figures show that the machinery works, and nothing about a real market.
+Made-up data, far more predictable than life: this shows that the machinery works, nothing about a real market.
 Took {figures.seconds:.0f} s."""

@@ -114,9 +114,7 @@ def check_signal(name: str, *, horizon: int, n_paths: int, options: dict[str, An
     for key in options or {}:
         if key not in known:
             listed = ", ".join(sorted(known)) or "none"
-            raise ValueError(
-                f"Signal {name!r} has no option {key!r}.{_nearest(key, known)} Its options: {listed}."
-            )
+            raise ValueError(f"Signal {name!r} has no option {key!r}.{_nearest(key, known)} Its options: {listed}.")
     if horizon < found.minimum_steps:
         raise ValueError(
             f"Signal {name!r} needs at least {found.minimum_steps} forecast steps, got horizon {horizon}; "
@@ -192,12 +190,8 @@ def terminal_return(paths: ForecastPaths, close: NDArray[np.float64]) -> NDArray
     return close[:, :, -1].mean(axis=1) / _last_close(paths) - 1.0
 
 
-@signal(
-    "execution_return", unit="return from the close one can buy at to the close one sells at", minimum_steps=2
-)
-def execution_return(
-    paths: ForecastPaths, close: NDArray[np.float64], *, holding: int = 1
-) -> NDArray[np.float64]:
+@signal("execution_return", unit="return from the close one can buy at to the close one sells at", minimum_steps=2)
+def execution_return(paths: ForecastPaths, close: NDArray[np.float64], *, holding: int = 1) -> NDArray[np.float64]:
     """Mean over paths of ``c[1 + holding] / c[1] - 1``, with c1 the first forecast close.
 
     With ``holding=1`` it is the forecast of Qlib's label ``Ref($close, -2) / Ref($close, -1) - 1``: a score
@@ -235,9 +229,7 @@ def return_over_dispersion(paths: ForecastPaths, close: NDArray[np.float64]) -> 
 
 
 @signal("quantile_return", unit="return over the horizon: fraction of the last close")
-def quantile_return(
-    paths: ForecastPaths, close: NDArray[np.float64], *, q: float = 0.5
-) -> NDArray[np.float64]:
+def quantile_return(paths: ForecastPaths, close: NDArray[np.float64], *, q: float = 0.5) -> NDArray[np.float64]:
     """``q``-quantile across paths (interpolated) of the last step's close over the last close, minus 1."""
     if not isinstance(q, int | float | np.floating) or isinstance(q, bool) or not 0.0 <= q <= 1.0:
         raise ValueError(f"q must be a number from 0 to 1, got {q!r}.")

@@ -153,17 +153,13 @@ def _pairs(score: pd.Series, label: pd.Series) -> pd.DataFrame:
         )
     if list(score.index.names) != list(label.index.names):
         label = label.reorder_levels([label.index.names.index(name) for name in score.index.names])
-    pairs = pd.concat(
-        {"score": score.astype(np.float64), "label": label.astype(np.float64)}, axis=1, join="inner"
-    )
+    pairs = pd.concat({"score": score.astype(np.float64), "label": label.astype(np.float64)}, axis=1, join="inner")
     return pairs[np.isfinite(pairs.to_numpy()).all(axis=1)]
 
 
 def _check_series(name: str, series: pd.Series) -> None:
     if not isinstance(series, pd.Series):
-        raise ValueError(
-            f"{name} must be a pandas Series indexed (datetime, instrument), got {type(series).__name__}."
-        )
+        raise ValueError(f"{name} must be a pandas Series indexed (datetime, instrument), got {type(series).__name__}.")
     if series.index.nlevels < 2 or "datetime" not in series.index.names:
         raise ValueError(
             f"{name} must be indexed by (datetime, instrument), its levels are {list(series.index.names)}; "

@@ -134,9 +134,7 @@ class ContinuousCalendar:
         self.name = ALWAYS_OPEN
         self.freq, minutes = parse_freq(freq)
         if minutes is not None and 1440 % minutes:
-            raise ValueError(
-                f"found freq={freq!r}; expected minutes that divide a day, such as 1, 5, 15, 60, 240"
-            )
+            raise ValueError(f"found freq={freq!r}; expected minutes that divide a day, such as 1, 5, 15, 60, 240")
         self._step = np.timedelta64(minutes or 1440, "m").astype("timedelta64[ns]")
 
     def future(self, after: pd.Timestamp, n: int) -> pd.DatetimeIndex:
@@ -202,8 +200,7 @@ def get_calendar(name: str, freq: str = "day") -> TradingCalendar:
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3) or ["XSHG"]
         raise ValueError(
-            f"found calendar {name!r}; expected '24/7' or a name that exchange_calendars knows, "
-            f"such as {near[0]!r}"
+            f"found calendar {name!r}; expected '24/7' or a name that exchange_calendars knows, such as {near[0]!r}"
         )
     factory = type(exchange_calendars.get_calendar(name))
     exchange = factory(start=factory.bound_min() or FIRST_DAY, end=factory.bound_max() or LAST_DAY)

@@ -112,9 +112,7 @@ class CheckContext:
         return example | {name: array[row] for name, array in extra.items()}
 
 
-def session_calendar(
-    columns: BarColumns, calendar: pd.DatetimeIndex | None, region: str
-) -> pd.DatetimeIndex | None:
+def session_calendar(columns: BarColumns, calendar: pd.DatetimeIndex | None, region: str) -> pd.DatetimeIndex | None:
     """Return the sessions to compare with: those given, every day for ``crypto``, else None."""
     if calendar is not None or region != "crypto" or not len(columns):
         return calendar

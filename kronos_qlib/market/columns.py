@@ -52,9 +52,7 @@ class BarColumns:
         code = self.code[mask]
         values = {name: array[mask] for name, array in self.values.items()}
         first = _first_of_instrument(code)
-        return BarColumns(
-            self.names, code, self.stamps[mask], self.days[mask], first, self.order[mask], values
-        )
+        return BarColumns(self.names, code, self.stamps[mask], self.days[mask], first, self.order[mask], values)
 
     def previous_bar(self, name: str) -> np.ndarray:
         """Values of ``name`` on the instrument's bar before, NaN on its first bar."""

@@ -170,8 +170,7 @@ def _require_columns(raw: pd.DataFrame, found: list[str], path: Path) -> None:
     if absent == ["instrument"]:
         advice = "name the code of a single-instrument file with instrument='SH600000', or map its column"
     raise BarFileError(
-        f"{path}: the columns {absent} are missing; found {found}"
-        f"{'; ' + ', '.join(hints) if hints else ''}; {advice}"
+        f"{path}: the columns {absent} are missing; found {found}{'; ' + ', '.join(hints) if hints else ''}; {advice}"
     )
 
 

@@ -105,9 +105,7 @@ class SyntheticConfig:
         wrong = [name for name, holds in checks.items() if not holds]
         if wrong:
             found = ", ".join(f"{name}={getattr(self, name)!r}" for name in wrong)
-            raise ValueError(
-                f"SyntheticConfig: out of range: {found}; see the class's docstring for the ranges"
-            )
+            raise ValueError(f"SyntheticConfig: out of range: {found}; see the class's docstring for the ranges")
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> SyntheticConfig:

@@ -85,9 +85,7 @@ def members_on(members: pd.DataFrame, index: pd.MultiIndex) -> np.ndarray:
     return inside
 
 
-def make_index(
-    bars: Bars, sessions: pd.DatetimeIndex, codes: pd.Index, members: pd.DataFrame
-) -> pd.DataFrame:
+def make_index(bars: Bars, sessions: pd.DatetimeIndex, codes: pd.Index, members: pd.DataFrame) -> pd.DataFrame:
     """Bars of an equally weighted, daily rebalanced total-return index of the members, factor 1, points with
     two decimals.
 
@@ -99,9 +97,7 @@ def make_index(
     adjusted = pd.DataFrame(bars.close * bars.factor).ffill().shift(1).to_numpy()
     level, rows = INDEX_BASE, []
     for day in range(len(sessions)):
-        held = inside[day] & ~np.isnan(
-            adjusted[day]
-        )  # nobody on the first day: the index starts flat, at its base
+        held = inside[day] & ~np.isnan(adjusted[day])  # nobody on the first day: the index starts flat, at its base
         prices = [level] * 4
         if held.any():
             before = adjusted[day, held] / bars.factor[day, held]

@@ -75,9 +75,7 @@ class VolumeState:
         limit = self.config.reference_bars
         new = self.expected_log_volume(base)
         held = np.minimum(self.count, limit)
-        leaving = np.where(
-            self.count >= limit, self.window[np.arange(self.n_instruments), self.count % limit], 0.0
-        )
+        leaving = np.where(self.count >= limit, self.window[np.arange(self.n_instruments), self.count % limit], 0.0)
         mean = (self.window.sum(axis=1) - leaving + new) / np.minimum(held + 1, limit)
         average = (1 - self.config.decay) * self.average + self.config.decay * new
         return np.where(self.count > 0, average - mean, 0.0)
@@ -116,9 +114,7 @@ def truth_from_bars(bars: pd.DataFrame, listings: pd.DataFrame, config: Syntheti
     base, volatility = fixed["base_log_volume"].to_numpy(float), fixed["volatility"].to_numpy(float)
 
     state = VolumeState(config, len(base))
-    columns = {
-        name: np.empty(traded.shape) for name in ("abnormal_volume", "expected_return", "expected_next")
-    }
+    columns = {name: np.empty(traded.shape) for name in ("abnormal_volume", "expected_return", "expected_next")}
     for day in range(len(traded)):
         state.update(traded[day], log_volume[day])
         columns["abnormal_volume"][day] = state.abnormal()

@@ -26,8 +26,9 @@ class WindowPolicy:
         Fewest bars; an instrument with fewer has no window. 30 bars (six weeks) are about what a z-score with
         a standard deviation known to some 13 % needs; younger listings get no score rather than a guess.
     max_gap : int or None
-        Longest suspension inside a window, in missing sessions of the panel's calendar (slots for intraday
-        bars); one session more starts a new segment. None: never.
+        Longest suspension inside a window, in trading days of the panel's calendar that pass without a bar,
+        whatever the frequency (the days of a 24/7 market are those of its calendar); one day more starts a new
+        segment. Bars missing within a day never do. None: never.
     max_jump : float or None
         Largest |close / previous traded close - 1| in adjusted prices. A larger one is no trading under a
         price limit but a resumption or a missing adjustment; its bar starts a new segment. None: never,
@@ -49,9 +50,7 @@ class WindowPolicy:
         if self.max_gap is not None and self.max_gap < 0:
             raise ValueError(f"found max_gap={self.max_gap}; expected sessions >= 0, or None for no limit")
         if self.max_jump is not None and not self.max_jump > 0:
-            raise ValueError(
-                f"found max_jump={self.max_jump}; expected a fraction > 0 (0.3 for 30 %) or None"
-            )
+            raise ValueError(f"found max_jump={self.max_jump}; expected a fraction > 0 (0.3 for 30 %) or None")
         if self.version != POLICY_VERSION:
             raise ValueError(
                 f"found window policy version {self.version!r}; this release cuts version {POLICY_VERSION!r}"
@@ -102,7 +101,7 @@ def segment_starts(panel: BarPanel, policy: WindowPolicy) -> npt.NDArray[np.int6
     if count == 0:
         return np.zeros(0, dtype=np.int64)
     if policy.max_gap is not None:
-        starts[1:] |= np.diff(panel.session) - 1 > policy.max_gap
+        starts[1:] |= np.diff(panel.day) - 1 > policy.max_gap
     if policy.max_jump is not None:
         close = panel.values[:, 3].astype(np.float64)
         # A zero or negative close is no base for a ratio; the comparison is then made as a product and cuts.
@@ -111,9 +110,7 @@ def segment_starts(panel: BarPanel, policy: WindowPolicy) -> npt.NDArray[np.int6
     return np.maximum.accumulate(np.where(starts, np.arange(count), 0)).astype(np.int64)
 
 
-def window_lengths(
-    panel: BarPanel, rows: npt.NDArray[np.int64], policy: WindowPolicy
-) -> npt.NDArray[np.int64]:
+def window_lengths(panel: BarPanel, rows: npt.NDArray[np.int64], policy: WindowPolicy) -> npt.NDArray[np.int64]:
     """Return the number of bars in the window that ends at each row.
 
     Parameters

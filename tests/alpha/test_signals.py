@@ -117,9 +117,7 @@ def test_trap_4_z_unit_ranks_by_volatility_and_the_return_signals_do_not() -> No
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_non_finite_close_inside_the_horizon_makes_that_window_nan_and_no_other(
-    name: str, bad: float
-) -> None:
+def test_a_non_finite_close_inside_the_horizon_makes_that_window_nan_and_no_other(name: str, bad: float) -> None:
     closes = np.array([[[11.0, 12.0, 13.0], [10.5, 9.0, 8.0]]] * 3)
     closes[1, 0, 1] = bad
     score = compute_signal(name, Forecast(closes, [10.0, 10.0, 10.0]))

@@ -77,11 +77,7 @@ def test_days_without_enough_pairs_are_left_out_and_constant_days_are_nan() -> N
 
 
 def test_a_constant_far_from_zero_is_still_constant() -> None:
-    assert (
-        daily_ic(series({"2020-01-02": [0.1 + 0.2] * 5}), series({"2020-01-02": [1, 2, 3, 4, 5]}))
-        .isna()
-        .all()
-    )
+    assert daily_ic(series({"2020-01-02": [0.1 + 0.2] * 5}), series({"2020-01-02": [1, 2, 3, 4, 5]})).isna().all()
 
 
 def test_ic_does_not_mind_large_offsets() -> None:
