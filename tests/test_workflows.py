@@ -182,7 +182,7 @@ def test_qrun_records_the_checkpoint_and_pickles_no_weights(run: Path, monkeypat
     saved = recorder(run)
     parameters = saved.list_params()
     assert parameters["kronos.cutoff"] == "2020-06-30"
-    assert parameters["kronos.window.lookback"] == "90"
+    assert parameters["kronos.window.lookback"] == "60"
     assert parameters["kronos.sampling.n_paths"] == "10"
     card = json.loads(Path(saved.download_artifact("kronos_card.json")).read_text(encoding="utf-8"))
     assert card["fingerprint"] == parameters["kronos.fingerprint"]
