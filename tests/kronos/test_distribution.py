@@ -31,7 +31,7 @@ FILTERS = {
     "top_k": {"top_k": 2, "top_p": 1.0},
     "top_p": {"top_p": 0.7},
     "all at once": {"temperature": 1.7, "top_k": 3, "top_p": 0.8},
-    "s2 apart": {"temperature": 0.8, "top_k": 3, "s2_temperature": 1.5, "s2_top_k": 0, "s2_top_p": 0.85},
+    "s2 apart": {"temperature": 0.8, "top_k": 3, "s2_temperature": 1.5, "s2_top_k": 0, "s2_top_p": 0.6},
     "s1 greedy": {"temperature": 0.0, "s2_temperature": 1.0, "s2_top_p": 1.0},
     "s2 greedy": {"top_p": 1.0, "s2_temperature": 0.0},
 }

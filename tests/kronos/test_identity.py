@@ -22,30 +22,32 @@ from tiny_network import windows
 from kronos_qlib.kronos import SamplingConfig, generate
 
 TESTS = Path(__file__).resolve().parents[1]
-# size, dtype, lookback, horizon, windows: more than one chunk of either size, and a ragged last one
+# size, dtype, lookback, horizon, windows, paths: more than one chunk of either size, and a ragged last one; where a
+# window alone has one path of one step, a product of one row is what an unpadded batch would run
 SHAPES = {
-    "tiny-float32": ("tiny", "float32", 24, 5, 37),
-    "tiny-bfloat16": ("tiny", "bfloat16", 24, 5, 37),
-    "tiny-sliding": ("tiny", "float32", 46, 5, 37),
-    "mini-float32": ("mini", "float32", 40, 2, 19),
-    "mini-bfloat16": ("mini", "bfloat16", 40, 2, 19),
+    "tiny-float32": ("tiny", "float32", 24, 5, 37, 3),
+    "tiny-bfloat16": ("tiny", "bfloat16", 24, 5, 37, 3),
+    "tiny-sliding": ("tiny", "float32", 46, 5, 37, 3),
+    "mini-float32": ("mini", "float32", 40, 2, 19, 3),
+    "mini-one-step": ("mini", "float32", 3, 1, 35, 1),
+    "mini-one-step-bfloat16": ("mini", "bfloat16", 3, 1, 35, 1),
+    "mini-bfloat16": ("mini", "bfloat16", 40, 2, 19, 3),
 }
 MAX_CONTEXT = 48
 SAMPLING = SamplingConfig(n_paths=3, scheme="stratified", order="close", seed=5)
-# ordering the tokens of the published size by close takes seconds
-SAMPLING_MINI = SAMPLING.model_copy(update={"order": "token"})
-Generate = Callable[..., torch.Tensor]
 
 
 class Case:
     """Windows of one shape and their paths, generated all together."""
 
     def __init__(self, name: str) -> None:
-        size, self.dtype, self.length, self.horizon, self.n = SHAPES[name]
+        size, self.dtype, self.length, self.horizon, self.n, n_paths = SHAPES[name]
         golden = load_golden(size)
         self.model, self.tokenizer = golden.model, golden.tokenizer
         self.data = windows(self.n, self.length, self.horizon, seed=3)
-        self.sampling = SAMPLING if size == "tiny" else SAMPLING_MINI
+        # ordering the tokens of the published size by close takes seconds
+        order = "close" if size == "tiny" else "token"
+        self.sampling = SAMPLING.model_copy(update={"order": order, "n_paths": n_paths})
         self.keys = np.arange(self.n, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         self.whole = self.paths(np.arange(self.n))
 
