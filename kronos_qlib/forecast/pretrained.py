@@ -33,7 +33,7 @@ def load_pretrained(
 ) -> Pretrained:
     """Load both networks and the card; parameters as in ``KronosForecaster.from_pretrained``."""
     place = find_tokenizer(model) if tokenizer is None else tokenizer
-    card = load_card(model)
+    card = load_card(model, revision)
     return Pretrained(
         model=load_model(model, revision),
         tokenizer=load_tokenizer(place, tokenizer_revision),

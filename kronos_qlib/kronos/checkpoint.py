@@ -62,11 +62,9 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
     return _load_weights(tokenizer, folder)
 
 
-def load_card(folder_or_hub_id: str | Path) -> dict[str, Any]:
+def load_card(folder_or_hub_id: str | Path, revision: str | None = None) -> dict[str, Any]:
     """The checkpoint's card (``card.json``: lookback, cutoff, …), ``{}`` where it has none."""
-    folder = local_folder(folder_or_hub_id)
-    if folder is None:
-        return {}
+    folder = local_folder(folder_or_hub_id) or _download(str(folder_or_hub_id), revision)
     for place in (folder, folder.parent):
         path = place / CARD_FILE
         if path.is_file():

@@ -5,27 +5,24 @@ Four steps a chunk of windows: encode, prefill, draw and append, decode.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .config import SamplingConfig
-from .engine import ModelEngine, ModelState, TokenizerEngine
+from .engine import ModelEngine, ModelState, TokenizerEngine, wide_dtype
 from .inputs import GenerationInputs, prepare
 from .plan import check_memory, chunk_bytes, windows_per_chunk
 from .sampling import draw
+from .threads import map_side_by_side, one_thread_kernels
 from .tokenizer import KronosTokenizer
 from .transformer import Kronos
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 TokenPair = tuple[Tensor, Tensor]
 R = TypeVar("R", Tensor, tuple[Tensor, Tensor, Tensor, Tensor])
-_threads_lock = threading.Lock()
-_lowered_from: list[int] = []  # what the call that holds the lock will put back
 
 
 @torch.inference_mode()
@@ -73,17 +70,14 @@ def generate(
     ValueError
         Shapes that do not fit, NaN, a stamp out of range, networks in training mode or of different token widths.
     """
-    inputs = prepare(model, tokenizer, x, x_stamp, y_stamp, sampling, max_context, keys)
-    compute = inputs.dtype if dtype is None else _compute_dtype(dtype)
-    decoder = TokenizerEngine(tokenizer, compute)
 
-    def decode(context: TokenPair, paths: TokenPair) -> Tensor:
+    def decode(coder: TokenizerEngine, context: TokenPair, paths: TokenPair) -> Tensor:
         # the last max_context tokens of context + paths, the shared part once per window
-        first = max(0, context[0].shape[1] + inputs.horizon - max_context)
-        return decoder.decode((context[0][:, first:], context[1][:, first:]), paths)
+        first = max(0, context[0].shape[1] + paths[0].shape[2] - max_context)
+        return coder.decode((context[0][:, first:], context[1][:, first:]), paths)
 
-    bars = _map_chunks(model, decoder, inputs, sampling, max_context, decode)
-    return torch.cat(bars).to(inputs.out_dtype)
+    bars = _map_chunks(model, tokenizer, (x, x_stamp, y_stamp), sampling, max_context, keys, dtype, decode)
+    return torch.cat(bars).to(wide_dtype(bars[0].dtype))
 
 
 @torch.inference_mode()
@@ -106,14 +100,18 @@ def generate_tokens(
     context_s1, context_s2, s1, s2
         Ids of the context, int64 (B, L) twice, and of the paths, int64 (B, n_paths, H) twice.
     """
-    inputs = prepare(model, tokenizer, x, x_stamp, y_stamp, sampling, max_context, keys)
-    encoder = TokenizerEngine(tokenizer, inputs.dtype if dtype is None else _compute_dtype(dtype))
-    parts = _map_chunks(model, encoder, inputs, sampling, max_context, lambda context, paths: (*context, *paths))
+
+    def keep(coder: TokenizerEngine, context: TokenPair, paths: TokenPair) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return (*context, *paths)
+
+    parts = _map_chunks(model, tokenizer, (x, x_stamp, y_stamp), sampling, max_context, keys, dtype, keep)
     context_s1, context_s2, s1, s2 = (torch.cat(column) for column in zip(*parts, strict=True))
     return context_s1, context_s2, s1, s2
 
 
-def _compute_dtype(dtype: str) -> torch.dtype:
+def _compute_dtype(dtype: str | None, weights: torch.dtype) -> torch.dtype:
+    if dtype is None:
+        return weights
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
@@ -121,47 +119,35 @@ def _compute_dtype(dtype: str) -> torch.dtype:
 
 def _map_chunks(
     model: Kronos,
-    coder: TokenizerEngine,
-    inputs: GenerationInputs,
+    tokenizer: KronosTokenizer,
+    windows: tuple[object, object, object],
     sampling: SamplingConfig,
     max_context: int,
-    finish: Callable[[TokenPair, TokenPair], R],
+    keys: object,
+    dtype: str | None,
+    finish: Callable[[TokenizerEngine, TokenPair, TokenPair], R],
 ) -> list[R]:
-    """Draw the paths of every chunk of windows and apply ``finish`` to (context tokens, path tokens).
+    """Draw the paths of every chunk of windows and apply ``finish`` to (context tokens, path tokens)."""
+    device = next(model.parameters()).device
+    with one_thread_kernels(device) as threads:
+        inputs = prepare(model, tokenizer, *windows, sampling, max_context, keys)
+        compute = _compute_dtype(dtype, inputs.dtype)
+        engine, coder = ModelEngine(model, compute), TokenizerEngine(tokenizer, compute)
+        count, length, horizon = len(inputs.x), inputs.x.shape[1], inputs.horizon
+        size = windows_per_chunk(model.config, length, horizon, inputs.n_paths, device.type)
+        starts = range(0, count, size)
+        workers = min(threads, len(starts))
+        need = chunk_bytes(model.config, tokenizer.config, size, length, horizon, inputs.n_paths)
+        check_memory(workers * need, device)
 
-    On a CPU each chunk has one thread, so that no kernel's result depends on the number of threads.
-    """
-    engine = ModelEngine(model, coder.dtype)
-    device, length = inputs.x.device, inputs.x.shape[1]
-    size = windows_per_chunk(model.config, length, inputs.horizon, inputs.n_paths, device.type)
-    threads = _process_threads() if device.type == "cpu" else 1
-    need = chunk_bytes(model.config, coder.tokenizer.config, size, length, inputs.horizon, inputs.n_paths)
-    check_memory(min(threads, -(-len(inputs.x) // size)) * need, device)
+        def run(start: int) -> R:
+            with torch.inference_mode():
+                # padded with the last window, so that kernel shapes stay fixed
+                rows = torch.arange(start, start + size, device=device).clamp_(max=count - 1)
+                context, paths = _generate_chunk(engine, coder, inputs, rows, sampling, max_context)
+                return _first(finish(coder, context, paths), count - start)
 
-    def run(start: int) -> R:
-        with torch.inference_mode():
-            rows = torch.arange(start, start + size, device=device).clamp_(max=len(inputs.x) - 1)
-            context, paths = _generate_chunk(engine, coder, inputs, rows, sampling, max_context)
-            return _first(finish(context, paths), len(inputs.x) - start)
-
-    starts = range(0, len(inputs.x), size)
-    if device.type != "cpu":
-        return [run(start) for start in starts]
-    with _threads_lock:
-        _lowered_from.append(threads)
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(threads) as pool:
-                return list(pool.map(run, starts))
-        finally:
-            torch.set_num_threads(threads)
-            _lowered_from.clear()
-
-
-def _process_threads() -> int:
-    """Number of threads of the process, also while another call has lowered it (a new thread would see one)."""
-    seen = torch.get_num_threads()
-    return next(iter(_lowered_from), seen)
+        return map_side_by_side(run, starts, workers)
 
 
 def _first(result: R, count: int) -> R:
@@ -179,7 +165,7 @@ def _generate_chunk(
     sampling: SamplingConfig,
     max_context: int,
 ) -> tuple[TokenPair, TokenPair]:
-    """Context and path tokens of the windows ``rows``, padded with the last window so that shapes stay fixed."""
+    """Context and path tokens of the windows ``rows``."""
     stamps = torch.cat((inputs.x_stamp[rows], inputs.y_stamp[rows]), dim=1)
     # encode the whole context, also what lies before max_context
     context = coder.encode(inputs.x[rows])

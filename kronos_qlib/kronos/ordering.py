@@ -12,7 +12,7 @@ from .tokenizer import KronosTokenizer
 
 CLOSE = 3  # column of the close in a bar
 _EXACT_TOKENS = 1 << 17  # above this many joint tokens, s2 gets one order for all s1
-_REPRESENTATIVES = 64
+_REPRESENTATIVES = 16  # of the other half, where not all pairs are decoded
 _CHUNK = 1 << 14
 
 _cache: WeakKeyDictionary[KronosTokenizer, tuple[Any, tuple[Tensor, Tensor]]] = WeakKeyDictionary()

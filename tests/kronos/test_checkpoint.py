@@ -125,7 +125,8 @@ def test_card(folder: Path) -> None:
     assert load_card(folder) == load_card(folder / "model") == load_card(folder / "tokenizer") == expected
     (folder / "card.json").unlink()
     assert load_card(folder) == {}
-    assert load_card("NeoQuasar/Kronos-small") == {}
+    with pytest.raises(CheckpointError, match="pin it with revision"):
+        load_card("NeoQuasar/Kronos-small")
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", "", '{"lookback": 90'])
