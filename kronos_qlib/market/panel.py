@@ -89,6 +89,17 @@ class BarPanel:
         return np.repeat(np.arange(len(self.instruments)), np.diff(self.offsets))
 
     @cached_property
+    def calendar_day(self) -> npt.NDArray[np.int64]:
+        """Trading day of each session of ``calendar``, counted from its first, int64 (S,); daily: 0, 1, 2 ..."""
+        days = self.calendar.to_numpy().astype("datetime64[D]")
+        return np.cumsum(np.diff(days, prepend=days[:1]) != np.timedelta64(0)).astype(np.int64)
+
+    @cached_property
+    def day(self) -> npt.NDArray[np.int64]:
+        """Trading day of each row, int64 (R,); differences count trading days, also between intraday bars."""
+        return self.calendar_day[self.session]
+
+    @cached_property
     def _names(self) -> npt.NDArray[np.object_]:
         return np.array(self.instruments, dtype=object)
 
