@@ -13,6 +13,7 @@ from .config import ModelConfig, SamplingConfig, TokenizerConfig, check_keys
 from .generate import generate, generate_tokens
 from .naive import generate_naive
 from .normalise import denormalise, normalise
+from .ragged import generate_ragged
 from .tokenizer import KronosTokenizer
 from .transformer import Kronos
 
@@ -28,6 +29,7 @@ __all__ = [
     "fingerprint",
     "generate",
     "generate_naive",
+    "generate_ragged",
     "generate_tokens",
     "load_card",
     "load_model",
