@@ -33,7 +33,8 @@ class KlineDataset(DatasetH):
         Most bars in a window. None: what the model asks for, or its checkpoint's card.
     min_bars, max_gap, max_jump : see :class:`kronos_qlib.market.windows.WindowPolicy`
     carry : int
-        Sessions that a suspended member keeps the score of its last traded bar; 0: a score only on traded sessions.
+        Trading days, whatever the frequency, that a suspended member keeps the score of its last traded bar; 0: no
+        longer than the day of that bar.
     fetch_kwargs : dict, optional
         Passed on to the handler's ``fetch``, as in Qlib.
 
@@ -98,16 +99,18 @@ class KlineDataset(DatasetH):
         -------
         DataFrame indexed (datetime, instrument), sorted, one row for every member row
             ``row`` int64: the panel row of the last traded bar at or before the date, so nothing after it is used; -1
-            where there is none within ``carry`` sessions, or its window has fewer than ``min_bars`` bars.
-            ``age`` int64: sessions from that bar to the date, 0 when it traded; -1 where ``row`` is -1.
+            where there is none within ``carry`` trading days, or its window has fewer than ``min_bars`` bars.
+            ``age`` int64: bars of the calendar from that bar to the date (sessions, for daily bars), 0 when it traded;
+            -1 where ``row`` is -1.
         """
         index, panel = self.members(segment), self.panel
         dates = pd.DatetimeIndex(index.get_level_values("datetime"))
         row = panel.rows_at(index.get_level_values("instrument"), dates)
-        age = panel.calendar.get_indexer(dates.as_unit("ns")) - panel.session[row]
+        session = panel.calendar.get_indexer(dates.as_unit("ns"))
+        age, days = session - panel.session[row], panel.calendar_day[session] - panel.day[row]
         # lookback cuts long windows only, so any that admits min_bars tells which windows exist
         policy = self.window_policy(max(DEFAULT.lookback, self.min_bars))
-        usable = (row >= 0) & (age <= self.carry) & (window_lengths(panel, row, policy) > 0)
+        usable = (row >= 0) & (days <= self.carry) & (window_lengths(panel, row, policy) > 0)
         columns = {"row": np.where(usable, row, -1), "age": np.where(usable, age, -1)}
         return pd.DataFrame(columns, index=index, dtype=np.int64)
 

@@ -153,7 +153,7 @@ class KronosModel(Model):
         Returns
         -------
         Series named ``score``, float64, indexed (datetime, instrument) and sorted
-            NaN where there is no window (fewer than ``min_bars`` bars, or suspended for more than ``carry`` sessions).
+            NaN where there is no window (fewer than ``min_bars`` bars, or suspended for more than ``carry`` days).
             A suspended member keeps the score of its last traded bar; its age is in :attr:`score_age` and, with a
             recorder active, in ``score_age.parquet``.
         """
@@ -172,7 +172,7 @@ class KronosModel(Model):
 
     @property
     def score_age(self) -> pd.DataFrame | None:
-        """Of the last predict: sessions from the bar a row was scored from to its date (``age``; -1: no score)."""
+        """Of the last predict: bars of the calendar from the scored bar to a row's date (``age``; -1: no score)."""
         return self._score_age
 
     def _score_rows(self, dataset: KlineDataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kronos_qlib.market.calendars import get_calendar
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.stamps import time_stamps
 from kronos_qlib.market.windows import WindowPolicy, iter_windows, segment_starts, window_lengths
@@ -195,3 +196,20 @@ def real_windows(frame: pd.DataFrame, calendar: pd.DatetimeIndex, day: pd.Timest
             key = (name, int(batch.timestamps[number].astype(np.int64)))
             found[key] = hash((batch.values[number].tobytes(), batch.stamps[number].tobytes()))
     return found
+
+
+def test_gaps_count_trading_days_at_every_frequency() -> None:
+    """A halt from the first slot of one day to the last of the fifth: three days pass without a bar, then four."""
+    slots = get_calendar("XSHG", "15min").between(pd.Timestamp("2020-01-06"), pd.Timestamp("2020-01-17 15:00"))
+    assert len(slots) == 160
+    names = ("open", "high", "low", "close", "volume", "amount")
+
+    def lengths(taken: list[int], policy: WindowPolicy) -> list[int]:
+        frame = pd.DataFrame({"instrument": "A", "datetime": slots[taken], **dict.fromkeys(names, 10.0)})
+        panel = BarPanel.from_frame(frame, calendar=slots)
+        return window_lengths(panel, np.arange(len(panel)), policy).tolist()
+
+    policy = WindowPolicy(lookback=5, min_bars=1, max_gap=3)
+    assert lengths([0, 1, 16 * 4 + 15, 16 * 5], policy) == [1, 2, 3, 4]
+    assert lengths([0, 1, 16 * 5, 16 * 5 + 15], policy) == [1, 2, 1, 2]
+    assert lengths([0, 15, 31, 46], WindowPolicy(lookback=5, min_bars=1, max_gap=0)) == [1, 2, 3, 4]
