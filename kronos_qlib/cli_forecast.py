@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from kronos_qlib.cli_output import check_output_folder
+from kronos_qlib.cli_output import check_output_folder, whole_files
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from kronos_qlib.forecast.paths import KlinePaths
+    from kronos_qlib.market.calendars import TradingCalendar
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 CHECKPOINT_HELP = "Folder, hub id such as owner/name with --revision, or bundled:synthetic (made-up market only)."
@@ -41,7 +42,9 @@ def forecast(
 ) -> None:
     """Sample futures of one instrument: paths.parquet, quantiles.csv and forecast.png.
 
-    With a column factor, prices are adjusted to the last bar, whose price stays as traded.
+    With a column factor, prices are adjusted to the last bar, whose price stays as traded. Bars before the last
+    suspension of more than 60 trading days (on XSHG also before the last move of more than 30 % between bars, which
+    no price limit allows) are left out, by the rule that cuts every window.
 
     \b
     Examples:
@@ -63,6 +66,7 @@ def forecast(
     if "factor" in bars:
         factor = float(history["factor"].iloc[-1])
         history, followed = adjust_bars(history, factor), adjust_bars(followed, factor)
+    history = after_break(history, sessions)
     forecaster = KronosForecaster.from_pretrained(
         model=checkpoint,
         tokenizer=tokenizer,
@@ -72,11 +76,11 @@ def forecast(
         device=device,
     )
     futures = forecaster.forecast_frame(history, horizon=horizon, sampling=sampling, calendar=sessions, instrument=name)
-    out.mkdir(parents=True, exist_ok=True)
-    futures.to_frame().to_parquet(out / "paths.parquet")
     quantiles = quantile_table(futures)
-    quantiles.to_csv(out / "quantiles.csv", index=False)
-    save_figure(plot_forecast(history, futures, actual=followed), out / "forecast.png")
+    with whole_files(out) as folder:
+        futures.to_frame().to_parquet(folder / "paths.parquet")
+        quantiles.to_csv(folder / "quantiles.csv", index=False)
+        save_figure(plot_forecast(history, futures, actual=followed), folder / "forecast.png")
     last = f"{format_stamp(history.index[-1])}, close {history['close'].iloc[-1]:g}"
     typer.echo(f"{name}: {paths} futures of {horizon} bars after {last}")
     typer.echo(
@@ -93,10 +97,12 @@ def read_instrument(file: Path, instrument: str | None) -> tuple[str, pd.DataFra
 
     Raises
     ------
-    ValueError : the file holds several instruments and none was named, or not the one that was.
+    ValueError : the file holds several instruments and none was named, or not the one that was; a bar is dated later
+        than now.
     """
     import pandas as pd
 
+    from kronos_qlib.market.checks_time import latest_stamp
     from kronos_qlib.market.reading import read_bars
 
     # a file of one instrument often has no column for it: then its name is what the caller or the file says
@@ -108,7 +114,39 @@ def read_instrument(file: Path, instrument: str | None) -> tuple[str, pd.DataFra
     if chosen not in codes:
         raise ValueError(f"{file} has no instrument {chosen!r}; it has {_some(codes)}")
     frame = frame[frame["instrument"].astype(str) == chosen].drop(columns="instrument")
+    late = frame["datetime"][frame["datetime"] > latest_stamp()]
+    if len(late):
+        raise ValueError(f"{file}: {len(late)} bars of {chosen} lie in the future, first {late.min()}; remove them")
     return chosen, frame.set_index(pd.DatetimeIndex(frame["datetime"])).drop(columns="datetime").sort_index()
+
+
+def after_break(history: pd.DataFrame, sessions: TradingCalendar) -> pd.DataFrame:
+    """Leave out the bars that no window ending at the last one may hold, and say so.
+
+    A history that no window can be cut from (prices or times that are impossible) is returned as it is; the forecaster
+    says what is wrong with it.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from kronos_qlib.forecast.frames import complete_bars
+    from kronos_qlib.market.panel import BarPanel
+    from kronos_qlib.market.windows import WindowPolicy, segment_starts
+
+    index = pd.DatetimeIndex(history.index)
+    bars = complete_bars(history)
+    if not index.is_monotonic_increasing or index.has_duplicates or not np.isfinite(bars.to_numpy()).all():
+        return history
+    stamps = sessions.between(index[0], index[-1]).union(index.as_unit("ns"))
+    panel = BarPanel.from_frame(bars.assign(instrument="", datetime=index), calendar=stamps)
+    policy = WindowPolicy() if sessions.name == "XSHG" else WindowPolicy(max_jump=None)
+    start = int(segment_starts(panel, policy)[-1])
+    if start:
+        typer.echo(
+            f"{start} bars before {index[start]} are left out: a suspension of more than {policy.max_gap} trading "
+            "days, or a move that no price limit allows, lies between"
+        )
+    return history.iloc[start:]
 
 
 def _some(names: list[str], shown: int = 5) -> str:

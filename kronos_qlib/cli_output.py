@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,6 +24,26 @@ def check_output_folder(folder: Path) -> Path:
         if place.exists():
             raise ValueError(f"{place} is a file; --out needs a folder there, choose another place")
     return folder
+
+
+@contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``folder`` to write files in; they move there together when the block ends well.
+
+    Files of other names in ``folder`` stay. When the block raises (a full disk), nothing is left behind and ``folder``
+    is as it was.
+    """
+    folder = Path(os.path.realpath(folder.expanduser()))
+    above = next(place for place in (folder, *folder.parents) if place.exists())
+    temporary = above / f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(temporary.iterdir()):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def describe_error(error: Exception) -> str:

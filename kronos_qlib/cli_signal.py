@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from kronos_qlib.cli_forecast import CHECKPOINT_HELP
-from kronos_qlib.cli_output import check_output_folder
+from kronos_qlib.cli_output import check_output_folder, whole_files
 
 if TYPE_CHECKING:
     import pandas as pd
+
+QLIB_REGIONS = {"crypto": "us"}
 
 
 def signal(
@@ -21,7 +23,9 @@ def signal(
     tokenizer: str | None = typer.Option(None, help="Tokenizer, where it does not lie with the checkpoint."),
     revision: str | None = typer.Option(None, help="Commit of the model, for a hub id."),
     tokenizer_revision: str | None = typer.Option(None, help="Commit of the tokenizer, for a hub id."),
-    universe: str = typer.Option("csi300", help="Market of the store whose members of the day are scored."),
+    universe: str | None = typer.Option(
+        None, help="Market of the store whose members of the day are scored; its only one, or all, if not given."
+    ),
     date: str | None = typer.Option(None, help="Day to score (2020-12-31); the store's last one if not given."),
     name: str = typer.Option("expected_return", "--signal", help="Signal, by name."),
     horizon: int = typer.Option(10, min=1, help="Bars to forecast."),
@@ -38,6 +42,7 @@ def signal(
     Examples:
       kronos-qlib signal --store ~/.qlib/qlib_data/kronos_csi300 --checkpoint owner/name --revision COMMIT
       kronos-qlib signal --store STORE --checkpoint my_kronos --date 2020-07-31 --signal probability_up
+      kronos-qlib signal --store my_15min_store --checkpoint my_kronos --universe all
     """
     from kronos_qlib.market.report import format_stamp
 
@@ -53,6 +58,7 @@ def signal(
         "sampling": {"n_paths": paths, "seed": seed},
         "device": device,
     }
+    universe = universe or only_universe(store.expanduser())
     scores = score_day(store, universe, date, lookback, model)
     day = format_stamp(scores.index.get_level_values("datetime")[0])
     ranked = scores.droplevel("datetime").sort_values(ascending=False).rename("score")
@@ -61,9 +67,22 @@ def signal(
     if top and len(known):
         typer.echo(known.head(top).to_string(float_format="{:+.6f}".format))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        ranked.to_frame().assign(datetime=day).to_csv(out, index_label="instrument")
+        with whole_files(out.parent) as folder:
+            ranked.to_frame().assign(datetime=day).to_csv(folder / out.name, index_label="instrument")
         typer.echo(f"Wrote {out}")
+
+
+def only_universe(folder: Path) -> str:
+    """Return the universe of a store that has one, ``all`` for none; ValueError when there are several.
+
+    ``csi300`` for a store that another tool wrote, which does not say.
+    """
+    known = _metadata(folder).get("universes")
+    if known is None:
+        return "csi300"
+    if len(known) > 1:
+        raise ValueError(f"{folder} has the universes {', '.join(sorted(known))}; name one: --universe")
+    return next(iter(known), "all")
 
 
 def score_day(store: Path, universe: str, date: str | None, lookback: int | None, model: dict[str, Any]) -> pd.Series:
@@ -80,16 +99,21 @@ def score_day(store: Path, universe: str, date: str | None, lookback: int | None
         raise ValueError(f"{folder} is no Qlib store: it has no calendars/. Write one with kronos-qlib ingest")
     known = _metadata(folder)
     freq = str(known.get("freq", "day"))
-    qlib.init(provider_uri=str(folder), region=known.get("region", "cn"), logging_level=logging.WARNING)
+    region = known.get("region", "cn")
+    # Qlib has no region of its own for a market that never closes; its us has no price limit and no lots
+    qlib.init(provider_uri=str(folder), region=QLIB_REGIONS.get(region, region), logging_level=logging.WARNING)
     stamp = last_bar_of_day(folder, freq, date)
 
     from kronos_qlib.dataset import KlineDataset
     from kronos_qlib.handler import KlineHandler
+    from kronos_qlib.market.windows import WindowPolicy
     from kronos_qlib.model import KronosModel
 
     scorer = KronosModel(**model)
     handler = KlineHandler(instruments=universe, start_time=stamp, end_time=stamp, freq=freq)
-    dataset = KlineDataset(handler=handler, segments={"test": (stamp, stamp)}, lookback=lookback)
+    # outside China no price limit makes a large move impossible, so no move starts a new window
+    max_jump = WindowPolicy.max_jump if region == "cn" else None
+    dataset = KlineDataset(handler=handler, segments={"test": (stamp, stamp)}, lookback=lookback, max_jump=max_jump)
     scorer.fit(dataset)
     return scorer.predict(dataset, segment="test")
 

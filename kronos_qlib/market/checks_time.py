@@ -16,6 +16,7 @@ def time_checks(context: CheckContext) -> list[CheckResult]:
     """Every check of stamps."""
     return [
         _frequency(context),
+        _future_bars(context),
         *_calendar(context),
         _missing_bars(context),
         _suspensions(context),
@@ -38,6 +39,16 @@ def _frequency(context: CheckContext) -> CheckResult:
         text = f"{found} within days; expected steps of {minutes} minutes (is freq right?)"
         return context.result("frequency", "error", np.ones(len(columns), dtype=bool), text)
     return context.result("frequency", "error", off_grid, f"bars stamped off the grid of {minutes} minutes")
+
+
+def latest_stamp() -> np.datetime64:
+    """Return the latest wall clock on Earth now (UTC + 14 h) by this machine's clock, datetime64[ns]."""
+    return (pd.Timestamp.now("UTC") + pd.Timedelta("14h")).tz_localize(None).as_unit("ns").to_datetime64()
+
+
+def _future_bars(context: CheckContext) -> CheckResult:
+    text = "bars stamped in the future by this machine's clock (wrong year, or a forecast among the bars?)"
+    return context.result("future_bars", "error", context.columns.stamps > latest_stamp(), text)
 
 
 def _mode(steps: np.ndarray) -> float | None:
