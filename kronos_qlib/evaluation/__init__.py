@@ -1,1 +1,1 @@
-"""Scores, significance, drift: pure functions."""
+"""Scores, significance, attribution, calibration, controls, drift: pure functions, one kind a module."""

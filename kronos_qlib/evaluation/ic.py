@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kronos_qlib.evaluation.series import check_series
+
 MIN_NAMES = 3
 
 
@@ -145,7 +147,7 @@ def newey_west_t(values: NDArray[np.float64], lags: int) -> float:
 def _pairs(score: pd.Series, label: pd.Series) -> pd.DataFrame:
     """Match by index and keep complete, finite pairs."""
     for name, series in (("score", score), ("label", label)):
-        _check_series(name, series)
+        check_series(name, series)
     if set(score.index.names) != set(label.index.names):
         raise ValueError(
             f"score has the index levels {list(score.index.names)}, label {list(label.index.names)}; "
@@ -155,19 +157,6 @@ def _pairs(score: pd.Series, label: pd.Series) -> pd.DataFrame:
         label = label.reorder_levels([label.index.names.index(name) for name in score.index.names])
     pairs = pd.concat({"score": score.astype(np.float64), "label": label.astype(np.float64)}, axis=1, join="inner")
     return pairs[np.isfinite(pairs.to_numpy()).all(axis=1)]
-
-
-def _check_series(name: str, series: pd.Series) -> None:
-    if not isinstance(series, pd.Series):
-        raise ValueError(f"{name} must be a pandas Series indexed (datetime, instrument), got {type(series).__name__}.")
-    if series.index.nlevels < 2 or "datetime" not in series.index.names:
-        raise ValueError(
-            f"{name} must be indexed by (datetime, instrument), its levels are {list(series.index.names)}; "
-            "name them with series.index.set_names."
-        )
-    if not series.index.is_unique:
-        example = series.index[series.index.duplicated()][0]
-        raise ValueError(f"{name} has more than one value for {example}; keep one per date and instrument.")
 
 
 def _correlate(pairs: pd.DataFrame, min_names: int) -> pd.Series:
