@@ -213,7 +213,7 @@ def test_user_errors() -> None:
         paired_bootstrap(good, good, horizon=21)
     with pytest.raises(ValueError, match="horizon=0"):
         paired_bootstrap(good, good, horizon=0)
-    with pytest.raises(ValueError, match="block_length=0.5"):
+    with pytest.raises(ValueError, match=r"block_length=0\.5"):
         paired_bootstrap(good, good, block_length=0.5)
     with pytest.raises(ValueError, match="level=95"):
         paired_bootstrap(good, good, level=95, n_resamples=10)

@@ -149,3 +149,13 @@ def test_user_errors() -> None:
         ic_summary(pd.Series([1.0, 2.0], index=[2, 1]))
     with pytest.raises(ValueError, match="lags must be 0 or more"):
         ic_summary(pd.Series([1.0, 2.0]), lags=-1)
+
+
+@pytest.mark.parametrize("lags", [0, 1, 6, 30])
+def test_newey_west_equals_statsmodels(lags: int) -> None:
+    import statsmodels.api as sm
+
+    shocks = np.random.default_rng(3).normal(size=305)
+    values = 0.02 + shocks[5:] + 0.5 * shocks[4:-1]
+    fit = sm.OLS(values, np.ones((300, 1))).fit(cov_type="HAC", cov_kwds={"maxlags": lags, "use_correction": False})
+    np.testing.assert_allclose(ic_summary(pd.Series(values), lags=lags).newey_west_t, fit.tvalues[0], rtol=1e-10)
