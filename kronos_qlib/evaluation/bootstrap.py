@@ -107,8 +107,8 @@ def resample_counts(
         # plain uniforms are consumed one a cell, so the chunks' size cannot change the stream
         start = np.minimum((starts.random((size, n)) * n).astype(np.int64), n - 1)
         restart = restarts.random((size, n)) < 1.0 / block_length
-        restart[:, 0] = True
         day = np.arange(n)
+        # the first day begins a block in any case
         began = np.maximum.accumulate(np.where(restart, day, 0), axis=1)
         drawn = (np.take_along_axis(start, began, axis=1) + day - began) % n
         cell = (drawn + np.arange(size)[:, None] * n).ravel()
