@@ -42,6 +42,8 @@ def whole_files(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(temporary.iterdir()):
             file.replace(folder / file.name)
+    except OSError as error:
+        raise OSError(error.errno, f"{folder} cannot be written: {error}; nothing was left there") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

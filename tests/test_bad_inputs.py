@@ -2,14 +2,14 @@
 
 Every row runs a whole command. It must end with exit code 2 and one message on stderr that says what was found, and
 it must leave nothing behind, neither where it was told to write nor beside that. (The market layer's own table of
-unreadable files is in ``tests/market/test_bad_market_files.py``.)
+unreadable files is in ``tests/market/test_bad_market_files.py``; situations rather than files, such as a full disk,
+are in ``tests/test_bad_situations.py``.)
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import tiny_market
 import torch
+from bad_bench import Bench, Case, Change, file_as_folder, forecast, ingest, put, refuse, signal
 from safetensors.torch import load_file, save_file
 
 from kronos_qlib import SamplingConfig
@@ -26,49 +27,6 @@ from kronos_qlib.dataset import KlineDataset
 from kronos_qlib.handler import KlineHandler
 from kronos_qlib.market.store import store_metadata
 from kronos_qlib.model import KronosModel
-
-ONE = "SH600001"
-Change = Callable[[pd.DataFrame], pd.DataFrame]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What the commands work on: a folder of their own, a good store and a good checkpoint."""
-
-    folder: Path
-    store: Path
-    checkpoint: Path
-
-    @property
-    def out(self) -> Path:
-        """Where a command is told to write."""
-        return self.folder / "out"
-
-    def bars(self, change: Change = lambda frame: frame, name: str = "bars.csv") -> Path:
-        """Write the last 120 bars of one stock, after a change."""
-        path = self.folder / name
-        changed = change(one_stock())
-        if name.endswith(".parquet"):
-            changed.to_parquet(path)
-        else:
-            changed.to_csv(path, index=False)
-        return path
-
-    def text(self, content: str, name: str = "bars.csv") -> Path:
-        path = self.folder / name
-        path.write_text(content, encoding="utf-8")
-        return path
-
-    def network(self, change: Callable[[Path], None]) -> Path:
-        """Copy the checkpoint and damage it; ``change`` gets the model's folder."""
-        copy = self.folder / "checkpoint"
-        for source in self.checkpoint.rglob("*"):
-            target = copy / source.relative_to(self.checkpoint)
-            if source.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(source.read_bytes())
-        change(copy / "model")
-        return copy
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +39,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def bench(tmp_path: Path, good: tuple[Path, Path]) -> Bench:
     return Bench(tmp_path, *good)
-
-
-def one_stock() -> pd.DataFrame:
-    bars = tiny_market.bars()
-    return bars[bars["instrument"] == ONE].tail(120).reset_index(drop=True)
-
-
-def put(column: str, value: object, row: int = 60) -> Change:
-    """Put a value into one bar."""
-
-    def change(frame: pd.DataFrame) -> pd.DataFrame:
-        values = frame[column].astype(object)
-        values.iloc[row] = value
-        return frame.assign(**{column: values})
-
-    return change
 
 
 def swap_high_low(frame: pd.DataFrame) -> pd.DataFrame:
@@ -121,11 +63,6 @@ def truncated(bench: Bench) -> Path:
     path = bench.bars(name="bars.parquet")
     path.write_bytes(path.read_bytes()[:2000])
     return path
-
-
-def file_as_folder(bench: Bench) -> Path:
-    bench.out.write_text("a file, not a folder")
-    return bench.out
 
 
 def foreign_folder(bench: Bench) -> Path:
@@ -162,21 +99,6 @@ def cut_weights(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def ingest(file: Path, bench: Bench, *more: object) -> list[object]:
-    return ["ingest", file, "--out", bench.out, *more]
-
-
-def forecast(file: Path, bench: Bench, *more: object, checkpoint: Path | None = None) -> list[object]:
-    where = ["--checkpoint", checkpoint or bench.checkpoint, "--out", bench.out]
-    return ["forecast", file, "--paths", 2, "--horizon", 3, *where, *more]
-
-
-def signal(bench: Bench, *more: object, store: Path | None = None) -> list[object]:
-    given = ["--store", store or bench.store, "--checkpoint", bench.checkpoint, "--paths", 2, "--horizon", 3]
-    return ["signal", *given, "--out", bench.out / "scores.csv", *more]
-
-
-Case = tuple[Callable[[Bench], list[object]], str]
 BAD_FILES: dict[str, Case] = {
     "no such file": (lambda b: ingest(b.folder / "no.csv", b), "no.csv: no such file"),
     "empty file": (lambda b: ingest(b.text(""), b), "the file is empty"),
@@ -252,26 +174,6 @@ BAD_SIGNALS: dict[str, Case] = {
     "hub id without a revision": (lambda b: signal(b, "--checkpoint", "owner/name"), "revision"),
     "output below a file": (lambda b: signal(b, "--out", file_as_folder(b) / "s.csv"), "is a file; --out needs"),
 }
-
-
-def listing(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too, with its content."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refuse(arguments: list[object], message: str, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run a command that must fail with this message and change nothing."""
-    import re
-
-    before = listing(bench.folder)
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    said = capsys.readouterr().err
-    assert stop.value.code == 2, said
-    assert "Traceback" not in said
-    assert re.search(message, said), said
-    assert listing(bench.folder) == before
-    assert not bench.out.is_dir() or any(bench.out.iterdir()), "an empty folder was left behind"
 
 
 @pytest.mark.parametrize("case", BAD_FILES)

@@ -28,6 +28,8 @@ def whole_folder(out: Path, marker: str) -> Iterator[Path]:
     ------
     ValueError
         ``out`` is something else than such a folder, or its place cannot be written.
+    OSError
+        Writing fails on the way (a full disk); the message names ``out``.
     """
     out = Path(os.path.realpath(Path(out).expanduser()))
     refuse_foreign(out, marker)
@@ -42,6 +44,8 @@ def whole_folder(out: Path, marker: str) -> Iterator[Path]:
         sync_tree(temporary)
         refuse_foreign(out, marker)
         _move_in(temporary, out)
+    except OSError as error:
+        raise OSError(error.errno, f"{out} cannot be written: {error}; what stood there before is untouched") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
