@@ -54,7 +54,7 @@ class SuffixCache:
         windows, heads, _, head_dim = prefix.keys.shape
         dtype = wide_dtype(prefix.keys.dtype)
         shape = (windows, heads, n_paths, horizon, head_dim)
-        return cls(prefix.keys.new_zeros(shape, dtype=dtype), prefix.keys.new_zeros(shape, dtype=dtype))
+        return cls(prefix.keys.new_empty(shape, dtype=dtype), prefix.keys.new_empty(shape, dtype=dtype))
 
     def append(self, keys: Tensor, values: Tensor, filled: int) -> tuple[Tensor, Tensor]:
         """Write T bars at ``filled``; returns views of all bars so far."""
@@ -122,12 +122,12 @@ class AttentionWeights:
         self.qkv_bias = bias.to(dtype)
         self.out_weight, self.out_bias = layer.out_proj.weight.to(dtype), layer.out_proj.bias.to(dtype)
 
-    def project(self, x: Tensor, first: int = 0, last: int = 3) -> tuple[Tensor, ...]:
-        """Parts ``first`` to ``last`` of (q, k, v): (W, ..., d) -> tensors (W, heads, ..., head_dim)."""
+    def project(self, x: Tensor, first: int = 0, last: int = 3) -> Tensor:
+        """Parts ``first`` to ``last`` of (q, k, v): (W, ..., d) -> (parts, W, heads, ..., head_dim)."""
         width = self.n_heads * self.head_dim
         rows = slice(first * width, last * width)
         split = linear(x, self.qkv_weight[rows], self.qkv_bias[rows]).unflatten(-1, (-1, self.n_heads, self.head_dim))
-        return tuple(part.movedim(-2, 1) for part in split.unbind(-3))
+        return split.movedim((-3, -2), (0, 2))
 
     def merge(self, x: Tensor) -> Tensor:
         """(W, heads, ..., head_dim) -> output projection (W, ..., d)."""
@@ -145,16 +145,17 @@ class BlockWeights:
 
     def feed_forward(self, x: Tensor) -> Tensor:
         gate, up = linear(rms_scale(x), self.gate_up).chunk(2, dim=-1)
-        return x + linear(F.silu(gate).mul_(up), self.down)
+        return x + linear(F.silu(gate, inplace=True).mul_(up), self.down)
 
     def prefix(self, x: Tensor, *, keys_only: bool = False) -> tuple[Tensor, PrefixCache]:
         """Run the shared bars ``x`` (W, L, d); ``keys_only`` skips what nobody reads after a last layer."""
         attention = self.attention
         cos, sin = rotary_table(x.shape[1], attention.head_dim, x.device, x.dtype == torch.float64)
-        *query, k, v = attention.project(rms_scale(x), first=1 if keys_only else 0)
-        k = rotate_halves(k, cos, sin).to(v.dtype)
+        parts = attention.project(rms_scale(x), first=1 if keys_only else 0)
+        v = parts[-1]
+        *query, k = rotate_halves(parts[:-1], cos, sin).to(v.dtype)
         if query:
-            q = rotate_halves(query[0], cos, sin).to(v.dtype)
+            (q,) = query
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
             x = self.feed_forward(x + attention.merge(out))
         # steps read the cache many times: laid out once
@@ -163,12 +164,13 @@ class BlockWeights:
     def suffix(self, x: Tensor, prefix: PrefixCache, cache: SuffixCache, filled: int) -> Tensor:
         """Run T new bars ``x`` (W, N, T, d) of every path; their keys are appended at ``filled``."""
         attention = self.attention
-        q, k, v = attention.project(rms_scale(x))
+        parts = attention.project(rms_scale(x))
         start, new = prefix.length + filled, x.shape[2]
         cos, sin = rotary_table(start + new, attention.head_dim, x.device, x.dtype == torch.float64)
         cos, sin = cos[start:], sin[start:]
-        keys, values = cache.append(rotate_halves(k, cos, sin), v, filled)
-        out = attend(rotate_halves(q, cos, sin), prefix, keys, values)
+        q, k = rotate_halves(parts[:2], cos, sin)
+        keys, values = cache.append(k, parts[2], filled)
+        out = attend(q, prefix, keys, values)
         return self.feed_forward(x + attention.merge(out))
 
 
