@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from kronos_qlib.handler import KlineHandler
 from kronos_qlib.market.ingest import ingest
 from kronos_qlib.market.store import store_metadata
 from kronos_qlib.model import KronosModel
+from kronos_qlib.resources import workflow_path
 
 LOOKBACK = 40
 SAMPLING = {"n_paths": 2}
@@ -287,3 +291,21 @@ def test_the_last_bar_of_real_data_is_scored(name: str, shared_file: Callable[[s
     scores = check_last_bar(market, dataset, model, following)
     assert len(scores) == 2 * len(codes)
     assert scores.notna().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_qrun_on_real_data(name: str, shared_file: Callable[[str], Path], tmp_path: Path) -> None:
+    market, workflow = MARKETS[name], f"kronos_zero_shot_{name}"
+    ingest(shared_file(f"market/{REAL[name][0]}.parquet"), tmp_path / "store", **market.options)
+    where = {"KRONOS_STORE": str(tmp_path / "store"), "KRONOS_CHECKPOINT": str(shared_file("checkpoints/nano"))}
+    command = [sys.executable, "-m", "qlib.cli.run", str(workflow_path(workflow))]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | where, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    manager = {"uri": f"sqlite:///{tmp_path / 'mlruns.db'}", "default_exp_name": "Experiment"}
+    manager = {"class": "MLflowExpManager", "module_path": "qlib.workflow.expm", "kwargs": manager}
+    start(tmp_path / "store", market, exp_manager=manager)
+    (saved,) = R.get_exp(experiment_name=workflow, create=False).list_recorders(rtype="list")
+    assert saved.load_object("pred.pkl")["score"].notna().mean() > 0.95
+    assert ("IC" in saved.list_metrics()) == (name != "btc_5min")
+    assert ("1day.excess_return_with_cost.information_ratio" in saved.list_metrics()) == (name == "us_daily")

@@ -30,6 +30,7 @@ from kronos_qlib.market.store import write_store
 from kronos_qlib.model import MODEL_KEYS
 
 KNOWN_KEYS = {"KronosModel": MODEL_KEYS, "KlineDataset": DATASET_KEYS, "KlineHandler": HANDLER_KEYS}
+OTHERS = ["kronos_zero_shot_us_daily", "kronos_zero_shot_ashare_15min", "kronos_zero_shot_btc_5min"]
 CSI300 = ["csi300_base", "kronos_zero_shot_csi300", "kronos_zero_shot_csi300_3m", "lightgbm_alpha158_csi300"]
 
 
@@ -49,10 +50,10 @@ def port_analysis(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_workflows_of_the_issue_are_there() -> None:
-    assert set(resources.workflow_names()) == {*CSI300, "quickstart"}
+    assert set(resources.workflow_names()) == {*CSI300, *OTHERS, "quickstart"}
 
 
-@pytest.mark.parametrize("name", [*CSI300, "quickstart"])
+@pytest.mark.parametrize("name", [*CSI300, *OTHERS, "quickstart"])
 def test_each_part_exists_and_knows_its_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KRONOS_STORE", "/a/store")
     config = load_workflow(name)
