@@ -16,6 +16,10 @@ _GPU_CONTEXT_TOKENS = 1 << 16
 _WIDE_BYTES = 4
 
 
+class NotEnoughMemoryError(ValueError, MemoryError):
+    """Generation would not fit into the free memory; the message has the numbers and what to change."""
+
+
 def windows_per_chunk(config: ModelConfig, length: int, horizon: int, n_paths: int, device: str) -> int:
     """Windows per chunk; on a CPU at least 16 rows of decoding."""
     if device != "cpu":
@@ -40,14 +44,14 @@ def chunk_bytes(
 
 
 def check_memory(need: int, device: torch.device) -> None:
-    """Raise a MemoryError with the numbers when ``need`` bytes would not fit; memory never changes the plan."""
+    """Raise a NotEnoughMemoryError when ``need`` bytes would not fit; memory never changes the plan."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
         free = psutil.virtual_memory().available
     if need > free:
-        raise MemoryError(
+        raise NotEnoughMemoryError(
             f"generation needs about {need / 2**30:.1f} GiB at once and {free / 2**30:.1f} GiB are free on {device}; "
             "use fewer paths, a shorter lookback or horizon, or fewer threads (torch.set_num_threads)"
         )
