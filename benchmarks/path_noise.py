@@ -4,7 +4,8 @@
 
 Every window is forecast with many seeds. For each scheme and order the variance over seeds of each signal, averaged
 over windows, stands beside that of independent draws at the same number of paths; then the noise budget: standard
-error of a score, and Rank IC lost to noise, against the number of paths. A JSON line comes last.
+error of a score, and Rank IC lost to noise, against the number of paths; then how far bfloat16 agrees with float32. A
+JSON line comes last.
 """
 
 from __future__ import annotations
@@ -92,6 +93,22 @@ def budget_row(runs: np.ndarray, index: pd.MultiIndex, label: pd.Series) -> dict
     return row
 
 
+def dtype_agreement(panel: Any, rows: np.ndarray, args: argparse.Namespace) -> dict[str, float]:
+    """Same seed in float32 and bfloat16: correlation of each signal over windows, beside that of two seeds."""
+    runs = {}
+    for dtype in ("float32", "bfloat16"):
+        forecaster = KronosForecaster.from_pretrained(args.checkpoint, lookback=args.lookback, dtype=dtype)
+        for seed in (0, 1):
+            sampling = SamplingConfig(n_paths=10, temperature=args.temperature, top_p=args.top_p, seed=seed)
+            runs[dtype, seed] = scores(forecaster, panel, rows, sampling, args)
+    pairs = {"same_seed": (("float32", 0), ("bfloat16", 0)), "other_seed": (("float32", 0), ("float32", 1))}
+    return {
+        f"{name}_{pair}": float(pd.Series(runs[first][i]).corr(pd.Series(runs[second][i])))
+        for pair, (first, second) in pairs.items()
+        for i, name in enumerate(SIGNALS)
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True)
@@ -154,6 +171,11 @@ def main() -> None:
                 f"{scheme:<12} {order:<6} N {n_paths:>3}: {figure['relative_to_spread']:.3f} "
                 f"{figure['rank_ic']:+.4f} {figure['rank_ic_lost']:+.4f}  ({seconds:.1f} s/run)"
             )
+    result["dtypes"] = dtype_agreement(handler.panel, rows, args)
+    print("\nCorrelation over windows of float32 with bfloat16 at the same seed, and of two seeds in float32 (N 10):")
+    for name in SIGNALS:
+        same, other = result["dtypes"][f"{name}_same_seed"], result["dtypes"][f"{name}_other_seed"]
+        print(f"  {name:<24} {same:.3f} {other:.3f}")
     print(json.dumps(result))
 
 
