@@ -72,7 +72,7 @@ def test_no_window_crosses_a_long_suspension() -> None:
     assert between(line_panel(gap_after=10), 0, 20).ends.tolist() == [6, 7, 8, 9, 16, 17, 18, 19, 20]
 
 
-def test_a_span_without_windows_is_refused() -> None:
+def test_trap_14_a_validation_span_without_windows_is_refused() -> None:
     with pytest.raises(ValueError, match="no window of 7 bars has its last 2 bars from 2020-01-02 to 2020-01-03"):
         between(line_panel(), 1, 2)
 
