@@ -50,6 +50,8 @@ def scores(
     )
     for positions, paths in batches:
         for i, name in enumerate(SIGNALS):
+            if name == "return_over_dispersion" and sampling.n_paths < 2:
+                continue  # one path has no dispersion
             out[i, positions] = compute_signal(name, paths, horizon=args.horizon)
     return out
 
@@ -80,6 +82,8 @@ def budget_row(runs: np.ndarray, index: pd.MultiIndex, label: pd.Series) -> dict
     """Standard error relative to the cross-section's spread, and Rank IC of one run beside that of all seeds' mean."""
     row: dict[str, Any] = {}
     for i, name in enumerate(SIGNALS):
+        if np.isnan(runs[:, i]).all():
+            continue
         mean = runs[:, i].mean(axis=0)
         error = float(np.sqrt(np.nanmean(runs[:, i].var(axis=0, ddof=1))))
         spread = float(pd.Series(mean, index=index).groupby(level="datetime").std().mean())
