@@ -46,7 +46,7 @@ class _Config(BaseModel):
         return self.model_dump()
 
 
-class _NetworkConfig(_Config):
+class NetworkConfig(_Config):
     """What both networks share."""
 
     s1_bits: int = Field(ge=1, le=16)
@@ -67,7 +67,7 @@ class _NetworkConfig(_Config):
         return self
 
 
-class TokenizerConfig(_NetworkConfig):
+class TokenizerConfig(NetworkConfig):
     """Shape of a Kronos tokenizer; the code builds ``n_enc_layers - 1`` and ``n_dec_layers - 1`` blocks."""
 
     d_in: int = Field(6, ge=1)
@@ -87,7 +87,7 @@ class TokenizerConfig(_NetworkConfig):
         return self
 
 
-class ModelConfig(_NetworkConfig):
+class ModelConfig(NetworkConfig):
     """Shape of a Kronos model.
 
     ``dependency_rotary`` is ours: ``"published"`` rotates queries and keys of the dependency layer in training and

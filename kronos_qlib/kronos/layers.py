@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import NetworkConfig
+
 ROTARY_BASE = 10000.0
 NORM_EPSILON = 1e-5
 
@@ -116,14 +118,12 @@ class Attention(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm causal self-attention and SwiGLU feed-forward."""
 
-    def __init__(
-        self, d_model: int, n_heads: int, ff_dim: int, ffn_dropout: float, attn_dropout: float, resid_dropout: float
-    ) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(d_model)
-        self.self_attn = Attention(d_model, n_heads, attn_dropout, resid_dropout)
-        self.norm2 = RMSNorm(d_model)
-        self.ffn = FeedForward(d_model, ff_dim, ffn_dropout)
+        self.norm1 = RMSNorm(config.d_model)
+        self.self_attn = Attention(config.d_model, config.n_heads, config.attn_dropout_p, config.resid_dropout_p)
+        self.norm2 = RMSNorm(config.d_model)
+        self.ffn = FeedForward(config.d_model, config.ff_dim, config.ffn_dropout_p)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)

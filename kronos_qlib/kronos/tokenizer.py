@@ -24,8 +24,8 @@ class KronosTokenizer(nn.Module):
         bits = config.s1_bits + config.s2_bits
         self.embed = nn.Linear(config.d_in, config.d_model)
         self.head = nn.Linear(config.d_model, config.d_in)
-        self.encoder = nn.ModuleList([_block(config) for _ in range(config.n_enc_layers - 1)])
-        self.decoder = nn.ModuleList([_block(config) for _ in range(config.n_dec_layers - 1)])
+        self.encoder = nn.ModuleList([TransformerBlock(config) for _ in range(config.n_enc_layers - 1)])
+        self.decoder = nn.ModuleList([TransformerBlock(config) for _ in range(config.n_dec_layers - 1)])
         self.quant_embed = nn.Linear(config.d_model, bits)
         self.post_quant_embed_pre = nn.Linear(config.s1_bits, config.d_model)
         self.post_quant_embed = nn.Linear(bits, config.d_model)
@@ -81,14 +81,3 @@ class KronosTokenizer(nn.Module):
     def decode(self, s1: Tensor, s2: Tensor) -> Tensor:
         """Ids (B, T) to normalised bars (B, T, 6)."""
         return self._decode_latent(self.post_quant_embed(self.code(s1, s2)))
-
-
-def _block(config: TokenizerConfig) -> TransformerBlock:
-    return TransformerBlock(
-        config.d_model,
-        config.n_heads,
-        config.ff_dim,
-        config.ffn_dropout_p,
-        config.attn_dropout_p,
-        config.resid_dropout_p,
-    )

@@ -114,17 +114,7 @@ class Kronos(nn.Module):
         self.token_drop = nn.Dropout(config.token_dropout_p)
         self.embedding = HierarchicalEmbedding(config)
         self.time_emb = TemporalEmbedding(config)
-        self.transformer = nn.ModuleList(
-            TransformerBlock(
-                config.d_model,
-                config.n_heads,
-                config.ff_dim,
-                config.ffn_dropout_p,
-                config.attn_dropout_p,
-                config.resid_dropout_p,
-            )
-            for _ in range(config.n_layers)
-        )
+        self.transformer = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model)
         self.dep_layer = DependencyLayer(config)
         self.head = DualHead(config)

@@ -13,8 +13,14 @@ from hypothesis.extra import numpy as hnp
 from tiny_network import model_config, tiny_networks, windows
 
 from kronos_qlib.kronos import Kronos, KronosTokenizer, denormalise, normalise
+from kronos_qlib.kronos.config import NetworkConfig
 from kronos_qlib.kronos.layers import Attention, FeedForward, RMSNorm, Rotary, TransformerBlock, rotary_table, rotate
 from kronos_qlib.kronos.quantizer import BinarySphericalQuantizer, bits_to_ids, entropy, ids_to_bits
+
+
+def block_config(dropout: float) -> NetworkConfig:
+    dropouts = dict.fromkeys(("ffn_dropout_p", "attn_dropout_p", "resid_dropout_p"), dropout)
+    return NetworkConfig(s1_bits=2, s2_bits=2, d_model=16, n_heads=2, ff_dim=24, **dropouts)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -114,7 +120,7 @@ def test_attention_with_one_query_over_many_keys() -> None:
 
 
 def test_blocks_are_causal() -> None:
-    block = TransformerBlock(16, 2, 24, 0.0, 0.0, 0.0).double()
+    block = TransformerBlock(block_config(0.0)).double()
     x = random(1, 9, 16)
     changed = x.clone()
     changed[:, 5:] += 1
@@ -124,7 +130,7 @@ def test_blocks_are_causal() -> None:
 
 
 def test_dropouts_work_in_training_and_not_in_eval() -> None:
-    block = TransformerBlock(16, 2, 24, 0.5, 0.5, 0.5).double()
+    block = TransformerBlock(block_config(0.5)).double()
     x = random(1, 9, 16)
     assert not torch.equal(block(x), block(x))
     block.eval()
