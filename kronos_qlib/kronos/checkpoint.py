@@ -225,11 +225,11 @@ def _save(module: nn.Module, config: dict[str, Any], folder: Path, dtype: torch.
         for name, tensor in module.state_dict().items()
     }
     text = json.dumps(config, indent=1, sort_keys=True) + "\n"
-    _write_whole(folder / WEIGHTS_FILE, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
-    _write_whole(folder / CONFIG_FILE, lambda part: part.write_text(text, encoding="utf-8"))
+    write_whole(folder / WEIGHTS_FILE, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
+    write_whole(folder / CONFIG_FILE, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside ``path`` and move into place; a failure leaves what was there, and nothing half-written."""
     part = path.with_name(path.name + ".part")
     try:
