@@ -13,7 +13,16 @@ from collections.abc import Sequence
 
 import typer
 
-from kronos_qlib import __version__, cli_doctor, cli_forecast, cli_market, cli_output, cli_quickstart, cli_signal
+from kronos_qlib import (
+    __version__,
+    cli_doctor,
+    cli_examine,
+    cli_forecast,
+    cli_market,
+    cli_output,
+    cli_quickstart,
+    cli_signal,
+)
 
 USER_ERROR = 2
 
@@ -30,6 +39,7 @@ app.command()(cli_market.check)
 app.command()(cli_market.ingest)
 app.command()(cli_forecast.forecast)
 app.command()(cli_signal.signal)
+app.command()(cli_examine.examine)
 app.command()(cli_doctor.doctor)
 
 

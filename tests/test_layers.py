@@ -22,7 +22,7 @@ ALLOWED = {
     "resources": set(),
     "plots": {"forecast", "evaluation", "market"},
 }
-QLIB_SIDE = {"model", "handler", "dataset", "loader", "record", "rolling"}
+QLIB_SIDE = {"model", "handler", "dataset", "loader", "record", "rolling", "examine", "sweep"}
 TORCH_FREE = {"market", "alpha", "evaluation", "resources", "plots"}
 
 
