@@ -168,7 +168,7 @@ class KronosForecaster:
         ValueError
             Bad bars (see :func:`kronos_qlib.forecast.frames.read_frame`), no calendar, settings out of range.
         """
-        horizon, sampling = self._check_request(horizon, sampling)
+        horizon, sampling = self.check_request(horizon, sampling)
         min_bars = min(_whole(min_bars, "min_bars", 2), self.lookback)
         values, times = read_frame(df, lookback=self.lookback, min_bars=min_bars)
         future = frame_future(calendar, times, instrument, horizon)
@@ -210,7 +210,7 @@ class KronosForecaster:
         ValueError
             At the call: settings out of range, no calendar, rows outside the panel.
         """
-        horizon, sampling = self._check_request(horizon, sampling)
+        horizon, sampling = self.check_request(horizon, sampling)
         policy = WindowPolicy(self.lookback, min(MIN_BARS, self.lookback)) if policy is None else policy
         rows = np.asarray(rows, dtype=np.int64)
         n_windows = int((window_lengths(panel, rows, policy) > 0).sum())
@@ -273,9 +273,10 @@ class KronosForecaster:
             timestamps=future,
         )
 
-    def _check_request(
+    def check_request(
         self, horizon: int, sampling: SamplingConfig | Mapping[str, Any] | None
     ) -> tuple[int, SamplingConfig]:
+        """Return both checked and complete; a ``ValueError`` where they are not possible with this forecaster."""
         steps = _whole(horizon, "horizon", 1)
         if steps >= self.max_context:
             raise ValueError(f"found horizon={steps}; expected less than max_context={self.max_context}")
