@@ -84,6 +84,21 @@ class Rotary(nn.Module):
         return rotate(x, cos, sin)
 
 
+def explicit_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float, causal: bool) -> Tensor:
+    """Attention from plain products, (B, H, Tq, D) with (B, H, Tk, D), for training on a CPU in bfloat16.
+
+    The fused kernel's backward pass is five times slower there (150 against 30 ms at 64 x 4 heads x 119 bars x 32).
+    """
+    batch, heads, length, width = query.shape
+    q, k, v = (x.reshape(batch * heads, -1, width) for x in (query, key, value))
+    mask = torch.zeros(length, k.shape[1], dtype=query.dtype)
+    if causal:
+        mask = mask.masked_fill(torch.ones_like(mask, dtype=torch.bool).triu(1), float("-inf"))
+    scores = torch.baddbmm(mask.expand(batch * heads, -1, -1), q * width**-0.5, k.transpose(1, 2))
+    weights = F.dropout(torch.softmax(scores, dim=-1), dropout)
+    return torch.bmm(weights, v).view(batch, heads, length, width)
+
+
 class Attention(nn.Module):
     """Projections of multi-head attention with rotary positions; used as self- and as cross-attention."""
 
@@ -111,7 +126,10 @@ class Attention(nn.Module):
         if rotary:
             q, k = self.rotary(q), self.rotary(k)
         dropout = self.attn_dropout_p if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
+            out = explicit_attention(q, k, v, dropout, causal)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
         return self.resid_dropout(self.out_proj(out.transpose(1, 2).flatten(-2)))
 
 
