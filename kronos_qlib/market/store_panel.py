@@ -56,7 +56,9 @@ def read_store_panel(
         raise ValueError(f"{root} holds no traded {freq} bar of {len(codes)} instruments: nothing to read")
     session = np.concatenate([positions for positions, _ in parts])
     frame = pd.DataFrame(np.concatenate([values for _, values in parts]), columns=list(_FIELDS))
-    frame["instrument"] = pd.Categorical.from_codes(np.repeat(np.arange(len(codes)), counts), categories=codes)
+    frame["instrument"] = pd.Categorical.from_codes(
+        np.repeat(np.arange(len(codes)), counts), categories=pd.Index(codes)
+    )
     frame["datetime"] = calendar.to_numpy()[session]
     return BarPanel.from_frame(frame, calendar=calendar)
 

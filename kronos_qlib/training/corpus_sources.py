@@ -96,12 +96,14 @@ class BarFiles:
     def panel(self) -> BarPanel:
         """Read, adjust by ``factor`` where the files have it, and leave out indices."""
         bars = read_bars(self._files, columns=self.columns, instrument=self.instrument, timezone=self.timezone)
-        names = bars["instrument"].cat.categories
-        indices = [name for name in names if is_index(name, self.region)]
+        indices = [name for name in bars["instrument"].cat.categories if is_index(name, self.region)]
         if indices:
             bars = bars[~bars["instrument"].isin(indices)]
+        # a row without a close is a suspended session, and its factor may be missing as well
+        bars = bars[bars["close"].notna()]
         if bars.empty:
-            raise ValueError(f"{[path.name for path in self._files]} hold indices only: nothing to train on")
+            names = [path.name for path in self._files]
+            raise ValueError(f"{names} hold no traded bar of an instrument that is no index: nothing to train on")
         if "factor" in bars.columns:
             bars = adjust_bars(bars).drop(columns="factor")
         return BarPanel.from_frame(bars, calendar=self._sessions(bars["datetime"]))
