@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class BinarySphericalQuantizer(nn.Module):
-    """Signs of a unit vector, scaled by ``1 / sqrt(bits)``."""
+    """Signs of a unit vector, scaled by ``1 / sqrt(bits)``.
+
+    Attributes
+    ----------
+    average_over_processes : callable or None
+        While training: from this process's mean use of each bit to that of the global batch, of the same shape.
+    """
 
     basis: Tensor
     group_basis: Tensor
@@ -17,13 +25,15 @@ class BinarySphericalQuantizer(nn.Module):
         super().__init__()
         self.bits = bits
         self.beta, self.gamma0, self.gamma, self.zeta = beta, gamma0, gamma, zeta
+        self.average_over_processes: Callable[[Tensor], Tensor] | None = None
         # published checkpoints hold both bases; nothing here reads them
         self.register_buffer("basis", 2 ** torch.arange(bits - 1, -1, -1))
         self.register_buffer("group_basis", 2 ** torch.arange(group_size - 1, -1, -1))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Quantise ``z`` (B, T, bits); returns the quantised vector (straight-through gradient) and the loss."""
-        z = F.normalize(z, dim=-1)
+        # under autocast z comes in bfloat16, in which a mean over thousands of bars would be lost
+        z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=-1)
         signs = torch.where(z > 0, 1.0, -1.0).type_as(z)
         quantised = (z + (signs - z).detach()) * self.bits**-0.5
         commitment = self.beta * ((quantised.detach() - z) ** 2).sum(dim=-1).mean()
@@ -43,7 +53,10 @@ class BinarySphericalQuantizer(nn.Module):
 
     def average_probability(self, probability: Tensor) -> Tensor:
         """Mean use of the two values of each bit, (bits, 2)."""
-        return probability.flatten(0, -3).mean(dim=0)
+        average = probability.flatten(0, -3).mean(dim=0)
+        if self.training and self.average_over_processes is not None:
+            return self.average_over_processes(average)
+        return average
 
 
 def entropy(probability: Tensor) -> Tensor:

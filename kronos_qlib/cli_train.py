@@ -1,0 +1,107 @@
+"""``kronos-qlib pretrain``: a checkpoint from bars, by one recipe file."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from kronos_qlib.cli_output import check_output_folder
+
+if TYPE_CHECKING:
+    from kronos_qlib.training.corpus import Corpus
+    from kronos_qlib.training.distributed import Processes
+    from kronos_qlib.training.recipe import PretrainRecipe
+
+
+def pretrain(
+    recipe: Path = typer.Argument(..., help="YAML file: spans, shapes of both networks, how they are trained."),
+    bars: list[Path] = typer.Option([], help="CSV or parquet file of bars. May be repeated."),
+    store: Path | None = typer.Option(None, help="Folder of a Qlib store, instead of files."),
+    universe: str = typer.Option("all", help="Universe of the store; full history of every code ever in it."),
+    out: Path = typer.Option(..., help="Folder of the checkpoint; one that holds a part of this run goes on."),
+    corpus: Path | None = typer.Option(
+        None, help="Folder for the bars as mapped arrays, kept for the next run; OUT/corpus if not given."
+    ),
+    calendar: str = typer.Option("XSHG", help="Exchange of the files' sessions, or 24/7."),
+    freq: str = typer.Option("day", help="day, or minutes: 15min."),
+    region: str = typer.Option("cn", help="cn leaves out the indices."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads; all if not given. They fix the last bits."),
+) -> None:
+    """Train a tokenizer and a predictor on bars, and write them with their card and curves.
+
+    Killed at any moment, the same command goes on where it stopped. Start it with torchrun for several processes.
+
+    \b
+    Examples:
+      kronos-qlib pretrain recipe.yaml --bars ashare_pretrain.parquet --out my_kronos
+      kronos-qlib pretrain recipe.yaml --store my_store --universe csi300 --out my_kronos --threads 2
+      torchrun --nproc-per-node 2 -m kronos_qlib.cli pretrain recipe.yaml --store my_store --out my_kronos
+    """
+    import torch
+
+    from kronos_qlib.training.distributed import processes_from_environment
+    from kronos_qlib.training.pretrain import pretrain as run_pretrain
+    from kronos_qlib.training.recipe import load_recipe
+
+    out = check_output_folder(out)
+    settings = load_recipe(recipe)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with processes_from_environment() as processes:
+        show_log(processes.first)
+        found = open_corpus(
+            settings, bars, store, universe, corpus or out / "corpus", calendar, freq, region, processes
+        )
+        card = run_pretrain(settings, found, out, command=command_line(), processes=processes)
+    if processes.first:
+        for name, figures in card["valid_figures"].items():
+            typer.echo(f"{name}: " + ", ".join(f"{key} {value:.6g}" for key, value in figures.items()))
+        typer.echo(f"Wrote {out}")
+
+
+def open_corpus(
+    recipe: PretrainRecipe,
+    bars: list[Path],
+    store: Path | None,
+    universe: str,
+    folder: Path,
+    calendar: str,
+    freq: str,
+    region: str,
+    processes: Processes,
+) -> Corpus:
+    """Build the corpus in the first process, or open what is there; ValueError when no bars or two kinds are named."""
+    from kronos_qlib.training.corpus import Corpus
+
+    if bars and store is not None:
+        raise ValueError("give --bars or --store, not both")
+    if processes.first:
+        if bars:
+            Corpus.from_bars(folder, bars, calendar=calendar, freq=freq, region=region, policy=recipe.policy())
+        elif store is not None:
+            Corpus.from_store(folder, store, universe, freq=freq, policy=recipe.policy())
+        elif not folder.is_dir():
+            raise ValueError("no bars: give --bars FILE, --store FOLDER, or --corpus of an earlier run")
+    processes.barrier()
+    return Corpus.open(folder)
+
+
+def command_line() -> str:
+    """Return the command as it was given, without the path of the program."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def show_log(first: bool) -> None:
+    """Let the first process say what it does on stderr."""
+    logger = logging.getLogger("kronos_qlib.training")
+    logger.setLevel(logging.INFO if first else logging.WARNING)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.propagate = False
