@@ -15,6 +15,8 @@ from qlib.model.base import Model
 
 from kronos_qlib.alpha.signals import check_signal, compute_signal
 from kronos_qlib.dataset import KlineDataset
+from kronos_qlib.forecast.cutoff import before_cutoff, card_date
+from kronos_qlib.forecast.drift import TokenDrift, measure_drift
 from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.kronos import SamplingConfig
 from kronos_qlib.kronos.config import check_keys
@@ -72,6 +74,8 @@ class KronosModel(Model):
     # Names with an underscore are left out of pickles; an unpickled model finds these and loads again.
     _forecaster: KronosForecaster | None = None
     _score_age: pd.DataFrame | None = None
+    _before_cutoff: pd.Series | None = None
+    _token_drift: TokenDrift | None = None
     _warned_cutoff: bool = False
 
     def __init__(
@@ -154,26 +158,54 @@ class KronosModel(Model):
         -------
         Series named ``score``, float64, indexed (datetime, instrument) and sorted
             NaN where there is no window (fewer than ``min_bars`` bars, or suspended for more than ``carry`` days).
-            A suspended member keeps the score of its last traded bar; its age is in :attr:`score_age` and, with a
-            recorder active, in ``score_age.parquet``.
+            A suspended member keeps the score of its last traded bar; its age is in :attr:`score_age`.
+
+        Notes
+        -----
+        Rows dated on or before the cutoff of the checkpoint's card are marked in :attr:`before_cutoff` and warned of
+        once. The tokens of at most 2,000 of the windows are compared with the card's (:attr:`token_drift`): a market
+        that has drifted away from what the weights know is warned of. With a recorder active all three are saved:
+        ``score_age.parquet``, ``before_cutoff.parquet`` and ``token_drift.json``.
         """
         dataset = _kline_dataset(dataset)
         rows = dataset.rows(segment)
-        self._warn_cutoff(rows.index.get_level_values("datetime"))
+        self._mark_cutoff(rows.index)
         unique, inverse = np.unique(rows["row"].to_numpy(), return_inverse=True)
         scores = np.full(len(unique), np.nan)
         windows = unique >= 0
         scores[windows] = self._score_rows(dataset, unique[windows])
         self._score_age = rows[["age"]]
-        recorder = active_recorder()
-        if recorder is not None:
-            save_frame(recorder, "score_age.parquet", self._score_age)
+        self._token_drift = measure_drift(
+            self.forecaster.card, self.forecaster.tokenizer, dataset.panel, unique[windows], self._policy(dataset),
+            logger=logger,
+        )  # fmt: skip
+        self._record_rows()
         return pd.Series(scores[inverse], index=rows.index, name="score")
 
     @property
     def score_age(self) -> pd.DataFrame | None:
         """Of the last predict: bars of the calendar from the scored bar to a row's date (``age``; -1: no score)."""
         return self._score_age
+
+    @property
+    def before_cutoff(self) -> pd.Series | None:
+        """Of the last predict: bool by row, dated on or before the card's cutoff; None: the card names no cutoff."""
+        return self._before_cutoff
+
+    @property
+    def token_drift(self) -> TokenDrift | None:
+        """Of the last predict: tokens against the card's; None: the card has no histograms, or no row a window."""
+        return self._token_drift
+
+    def _record_rows(self) -> None:
+        recorder = active_recorder()
+        if recorder is None or self._score_age is None:
+            return
+        save_frame(recorder, "score_age.parquet", self._score_age)
+        if self._before_cutoff is not None:
+            save_frame(recorder, "before_cutoff.parquet", self._before_cutoff.to_frame())
+        if self._token_drift is not None:
+            save_json(recorder, "token_drift.json", self._token_drift.to_dict())
 
     def _score_rows(self, dataset: KlineDataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         scores = np.full(len(rows), np.nan)
@@ -214,16 +246,19 @@ class KronosModel(Model):
         if trained is not None and trained != longest:
             logger.warning("windows hold up to %d bars, the checkpoint was trained on %s", longest, trained)
 
-    def _warn_cutoff(self, dates: pd.Index) -> None:
-        cutoff = self.forecaster.card.get("cutoff")
-        if cutoff is None or self._warned_cutoff:
+    def _mark_cutoff(self, index: pd.Index) -> None:
+        cutoff = card_date(self.forecaster.card, "cutoff")
+        if cutoff is None:
+            self._before_cutoff = None
             return
-        inside = dates <= pd.Timestamp(cutoff)
-        if inside.any():
+        inside = before_cutoff(index.get_level_values("datetime"), cutoff)
+        self._before_cutoff = pd.Series(inside, index=index, name="before_cutoff")
+        if inside.any() and not self._warned_cutoff:
             self._warned_cutoff = True
             warnings.warn(
-                f"{int(inside.sum())} of {len(dates)} scores are dated on or before {cutoff}, the end of the "
-                "checkpoint's training data: the network may have seen what it forecasts; judge later dates apart",
+                f"{int(inside.sum())} of {len(inside)} scores are dated on or before {cutoff:%Y-%m-%d}, the end of the "
+                "checkpoint's training data: the network may have seen what it forecasts; judge later dates apart "
+                "(before_cutoff marks the rows, KronosSignalRecord splits the figures)",
                 stacklevel=3,
             )
 
