@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,24 +114,28 @@ def _batch_features(
     model: ModelEngine, tokenizer: TokenizerEngine, batch: WindowBatch, settings: FeatureSettings
 ) -> npt.NDArray[np.float32]:
     device = model.norm.device
-    x, _, _ = normalise(batch.values)
-    bars, stamps = torch.from_numpy(x).to(device), torch.from_numpy(batch.stamps).to(device)
-    count, length = x.shape[:2]
-    # a fixed number of windows, so that kernel shapes never depend on the batch
-    size = windows_per_chunk(model.model.config, length, 1, 1, device.type)
+    bars, stamps = torch.from_numpy(normalise(batch.values)[0]).to(device), torch.from_numpy(batch.stamps).to(device)
+    last = slice(-settings.max_context, None)
+
+    def run(chosen: Tensor) -> Tensor:
+        s1, s2 = tokenizer.encode(bars[chosen])
+        return pool(last_hidden(model, s1[:, last], s2[:, last], stamps[chosen][:, last], settings.pooled_bars))
+
+    return map_chunks(run, len(bars), windows_per_chunk(model.model.config, bars.shape[1], 1, 1, device.type), device)
+
+
+def map_chunks(run: Callable[[Tensor], Tensor], count: int, size: int, device: torch.device) -> npt.NDArray[Any]:
+    """Apply ``run`` to positions 0 ... count - 1, always ``size`` at a time, so that kernel shapes never vary."""
+
+    def chunk(start: int) -> Tensor:
+        with torch.inference_mode():
+            # padded with the last window
+            return run(torch.arange(start, start + size, device=device).clamp_(max=count - 1))[: count - start]
+
     with one_thread_kernels(device) as threads:
-
-        def run(start: int) -> Tensor:
-            with torch.inference_mode():
-                chosen = torch.arange(start, start + size, device=device).clamp_(max=count - 1)
-                s1, s2 = tokenizer.encode(bars[chosen])
-                last = slice(-settings.max_context, None)
-                hidden = last_hidden(model, s1[:, last], s2[:, last], stamps[chosen][:, last], settings.pooled_bars)
-                return pool(hidden)[: count - start]
-
         starts = range(0, count, size)
-        parts = map_side_by_side(run, starts, min(threads, len(starts)))
-    return torch.cat(parts).float().cpu().numpy()
+        parts = map_side_by_side(chunk, starts, min(threads, len(starts)))
+    return torch.cat(parts).cpu().numpy()
 
 
 def last_hidden(model: ModelEngine, s1: Tensor, s2: Tensor, stamps: Tensor, bars: int) -> Tensor:
@@ -150,7 +155,7 @@ def last_hidden(model: ModelEngine, s1: Tensor, s2: Tensor, stamps: Tensor, bars
 
 def pool(hidden: Tensor) -> Tensor:
     """Last state and mean over the states: (W, T, d) to (W, 2 d)."""
-    return torch.cat((hidden[:, -1], hidden.mean(dim=1)), dim=-1)
+    return torch.cat((hidden[:, -1], hidden.mean(dim=1)), dim=-1).float()
 
 
 def cached_features(
