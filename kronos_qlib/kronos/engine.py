@@ -192,16 +192,23 @@ class TokenizerEngine:
 
     def decode(self, prefix_ids: tuple[Tensor, Tensor], path_ids: tuple[Tensor, Tensor]) -> Tensor:
         """Ids of the shared bars (W, L) and of the paths (W, N, H) to the paths' bars (W, N, H, 6)."""
-        shared, own = self._embed(*prefix_ids), self._embed(*path_ids)
-        n_paths, horizon = path_ids[0].shape[1:]
+        return self.decode_embedded(self.embed_code(*prefix_ids), self.embed_code(*path_ids))
+
+    def decode_embedded(self, shared: Tensor, own: Tensor) -> Tensor:
+        """Embedded tokens, shared (W, L, d) and of the paths (W, N, H, d), to the paths' bars (W, N, H, 6)."""
+        n_paths, horizon = own.shape[1:3]
         for i, block in enumerate(self.decoder):
             after, cache = block.prefix(shared, keys_only=i == len(self.decoder) - 1)
             own = block.suffix(own, cache, SuffixCache.empty(cache, n_paths, horizon), 0)
             shared = after
         return _wide_linear(own, self.tokenizer.head)
 
-    def _embed(self, s1: Tensor, s2: Tensor) -> Tensor:
-        return _wide_linear(self.tokenizer.code(s1, s2).to(self.wide), self.tokenizer.post_quant_embed)
+    def embed_code(self, s1: Tensor, s2: Tensor, *, coarse: bool = False) -> Tensor:
+        """Ids (...) to the decoder's input (..., d); ``coarse``: of s1 alone."""
+        code = self.tokenizer.code(s1, s2).to(self.wide)
+        if coarse:
+            return _wide_linear(code[..., : self.tokenizer.config.s1_bits], self.tokenizer.post_quant_embed_pre)
+        return _wide_linear(code, self.tokenizer.post_quant_embed)
 
 
 @dataclass
