@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,8 @@ from kronos_qlib.training.corpus import Corpus
 
 IntArray = npt.NDArray[np.int64]
 
-# shares are multiples of 2**-24, so that slot * share stays exact in int64 up to 2**39 slots
-_UNIT = 1 << 24
+# shares are fractions below this, so that slot * numerator stays exact in int64 up to 2**43 slots
+_FINEST = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +27,12 @@ class Mixture:
     ----------
     windows : tuple of int64 arrays
         Window ends of each group.
-    shares : tuple of int
-        For each group but the last: its share, in units of 2**-24, of the slots that the groups before it leave.
+    shares : tuple of Fraction
+        For each group but the last: its share of the slots that the groups before it leave.
     """
 
     windows: tuple[IntArray, ...]
-    shares: tuple[int, ...]
+    shares: tuple[Fraction, ...]
 
     @classmethod
     def of(cls, corpus: Corpus, ends: IntArray, weights: Mapping[str, float] | None) -> Mixture:
@@ -50,7 +51,7 @@ class Mixture:
         numbers = [number for number, name in enumerate(corpus.source_names) if name in named]
         left = [sum(weights[corpus.source_names[other]] for other in numbers[i:]) for i in range(len(numbers))]
         shares = tuple(
-            min(max(round(weights[corpus.source_names[number]] / total * _UNIT), 1), _UNIT - 1)
+            _share(weights[corpus.source_names[number]] / total)
             for number, total in zip(numbers[:-1], left[:-1], strict=True)
         )
         return cls(tuple(ends[source == number] for number in numbers), shares)
@@ -64,10 +65,16 @@ class Mixture:
         open_ = np.ones(len(slots), dtype=bool)
         position = slots.copy()
         for group, share in enumerate(self.shares):
-            before = position * share // _UNIT
-            taken = open_ & ((position + 1) * share // _UNIT > before)
+            before = position * share.numerator // share.denominator
+            taken = open_ & ((position + 1) * share.numerator // share.denominator > before)
             found[group] = (taken, before[taken])
             position -= before
             open_ &= ~taken
         found[len(self.shares)] = (open_, position[open_])
         return {group: turns for group, turns in found.items() if len(turns[1])}
+
+
+def _share(value: float) -> Fraction:
+    """Return the fraction nearest to a share, never none and never all."""
+    smallest = Fraction(1, _FINEST)
+    return min(max(Fraction(value).limit_denominator(_FINEST), smallest), 1 - smallest)
