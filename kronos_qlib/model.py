@@ -21,11 +21,15 @@ from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.kronos import SamplingConfig
 from kronos_qlib.kronos.config import check_keys
 from kronos_qlib.market.windows import WindowPolicy
+from kronos_qlib.model_head import SIGNAL as HEAD_SIGNAL
+from kronos_qlib.model_head import check_head, check_windows, fit_head, keep_head, open_head
 from kronos_qlib.record import active_recorder, log_parameters, save_frame, save_json
+from kronos_qlib.training.alpha_files import TrainedHead
+from kronos_qlib.training.alpha_head import HeadTraining
 
 MODEL_KEYS = (
     "model", "tokenizer", "revision", "lookback", "horizon", "signal", "signal_kwargs", "sampling", "max_context",
-    "device", "dtype", "tokenizer_revision",
+    "device", "dtype", "tokenizer_revision", "alpha_head",
 )  # fmt: skip
 logger = get_module_logger("kronos_qlib.model")
 
@@ -53,13 +57,18 @@ class KronosModel(Model):
     horizon : int
         Forecast steps H.
     signal, signal_kwargs : str, dict
-        A name of ``kronos_qlib.alpha.signals.SIGNALS`` and its options.
+        A name of ``kronos_qlib.alpha.signals.SIGNALS`` and its options; or ``alpha_head``: the score of a small head on
+        the hidden states, trained for rank. No path is drawn then, and ``horizon`` and ``sampling`` count for nothing.
     sampling : dict or SamplingConfig
         How paths are drawn, see :class:`kronos_qlib.kronos.SamplingConfig`.
     max_context : int, optional
         Longest context of the network. None: the checkpoint's card, else a known checkpoint's, else 512.
     device, dtype : str
         ``auto``, ``cpu``, ``cuda`` …; ``float32``, ``bfloat16``.
+    alpha_head : str or dict, optional
+        With ``signal: alpha_head``: the head's folder; or settings
+        (:class:`kronos_qlib.training.alpha_head.HeadTraining`), with which ``fit`` trains one on the dataset's segments
+        train and valid. None: the folder ``alpha_head`` beside the checkpoint.
 
     Raises
     ------
@@ -77,6 +86,7 @@ class KronosModel(Model):
     _before_cutoff: pd.Series | None = None
     _token_drift: TokenDrift | None = None
     _warned_cutoff: bool = False
+    _head: TrainedHead | None = None
 
     def __init__(
         self,
@@ -92,6 +102,7 @@ class KronosModel(Model):
         device: str = "auto",
         dtype: str = "float32",
         tokenizer_revision: str | None = None,
+        alpha_head: str | dict[str, Any] | HeadTraining | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -112,7 +123,13 @@ class KronosModel(Model):
         self.sampling = _sampling(sampling)
         self.max_context = _whole("max_context", max_context)
         self.device, self.dtype = device, dtype
-        check_signal(signal, horizon=self.horizon, n_paths=self.sampling.n_paths, options=self.signal_kwargs)
+        if signal != HEAD_SIGNAL:
+            check_signal(signal, horizon=self.horizon, n_paths=self.sampling.n_paths, options=self.signal_kwargs)
+        elif self.signal_kwargs:
+            raise ValueError(f"KronosModel: signal {HEAD_SIGNAL} takes no signal_kwargs, got {self.signal_kwargs}")
+        self.alpha_head = check_head(signal, alpha_head)
+        self.head_folder = self.alpha_head if isinstance(self.alpha_head, str) else None
+        self.head_fingerprint: str | None = None
         self.fingerprint: str | None = None
 
     @property
@@ -127,6 +144,24 @@ class KronosModel(Model):
             self._refuse_change(loaded.fingerprint)
             self._forecaster = loaded
         return self._forecaster
+
+    @property
+    def head(self) -> TrainedHead:
+        """The alpha head: trained by :meth:`fit`, else loaded; strictly, and only for its own checkpoint."""
+        if self._head is None:
+            if isinstance(self.alpha_head, HeadTraining) and self.head_folder is None:
+                raise ValueError(
+                    "KronosModel: there is no alpha head to load: call fit to train one, with a recorder active or "
+                    "alpha_head: {out: FOLDER} set, so that it is still there after unpickling"
+                )
+            loaded = open_head(self.head_folder, self.model, self.forecaster)
+            if self.head_fingerprint not in (None, loaded.fingerprint):
+                raise CheckpointChangedError(
+                    f"The alpha head at {self.head_folder or self.model} has fingerprint {loaded.fingerprint}, but the "
+                    f"model was fitted with {self.head_fingerprint}: put the old files back, or fit again"
+                )
+            self._head = loaded
+        return self._head
 
     def fit(self, dataset: KlineDataset, reweighter: Any = None) -> None:
         """Check that the run can work, and record what will be run; nothing is trained.
@@ -150,6 +185,15 @@ class KronosModel(Model):
         if recorder is not None:
             log_parameters(recorder, "kronos", self._parameters(dataset))
             save_json(recorder, "kronos_card.json", {"fingerprint": self.fingerprint, "card": forecaster.card})
+        if self.signal == HEAD_SIGNAL:
+            self._fit_head(dataset)
+
+    def _fit_head(self, dataset: KlineDataset) -> None:
+        if isinstance(self.alpha_head, HeadTraining):
+            self._head = fit_head(self.forecaster, dataset, self._policy(dataset), self.alpha_head)
+            self.head_folder = keep_head(self._head, self.alpha_head.out, active_recorder())
+        check_windows(self.head, self._policy(dataset), self.forecaster.max_context)
+        self.head_fingerprint = self.head.fingerprint
 
     def predict(self, dataset: KlineDataset, segment: str | slice = "test") -> pd.Series:
         """Score every member row of a segment.
@@ -208,6 +252,10 @@ class KronosModel(Model):
             save_json(recorder, "token_drift.json", self._token_drift.to_dict())
 
     def _score_rows(self, dataset: KlineDataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        if self.signal == HEAD_SIGNAL:
+            check_windows(self.head, self._policy(dataset), self.forecaster.max_context)
+            own = self.forecaster
+            return self.head.score(own.model, own.tokenizer, dataset.panel, rows, progress=True)
         scores = np.full(len(rows), np.nan)
         batches = self.forecaster.forecast_batches(
             dataset.panel, rows, policy=self._policy(dataset), horizon=self.horizon, sampling=self.sampling,

@@ -22,7 +22,18 @@ ALLOWED = {
     "resources": set(),
     "plots": {"forecast", "evaluation", "market"},
 }
-QLIB_SIDE = {"model", "handler", "dataset", "loader", "record", "rolling", "examine", "sweep"}
+QLIB_SIDE = {
+    "model",
+    "model_head",
+    "handler",
+    "dataset",
+    "loader",
+    "record",
+    "rolling",
+    "examine",
+    "sweep",
+    "sweep_backtest",
+}
 TORCH_FREE = {"market", "alpha", "evaluation", "resources", "plots"}
 
 
