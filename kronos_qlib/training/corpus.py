@@ -21,7 +21,7 @@ from kronos_qlib.market.stamps import STAMP_FIELDS, time_stamps
 from kronos_qlib.market.swap import refuse_foreign, whole_folder
 from kronos_qlib.market.windows import WindowPolicy, segment_starts
 from kronos_qlib.training.corpus_sources import BarFiles, CorpusSource, PanelSource, StoreSource
-from kronos_qlib.training.selection import Selection, select_ends
+from kronos_qlib.training.selection import Dates, Selection, select_ends
 from kronos_qlib.training.stagnant import StretchFilter
 
 logger = logging.getLogger(__name__)
@@ -215,9 +215,12 @@ class Corpus:
         codes: Iterable[str] | None = None,
         sources: Iterable[str] | None = None,
         filters: StretchFilter | None = None,
+        earliest: str | pd.Timestamp | None = None,
     ) -> npt.NDArray[np.int64]:
         """Return the rows at which training windows end; see ``select``, which also says what was left out."""
-        return self.select(lookback, horizon, start, end, codes=codes, sources=sources, filters=filters).ends
+        return self.select(
+            lookback, horizon, start, end, codes=codes, sources=sources, filters=filters, earliest=earliest
+        ).ends
 
     def select(
         self,
@@ -229,6 +232,7 @@ class Corpus:
         codes: Iterable[str] | None = None,
         sources: Iterable[str] | None = None,
         filters: StretchFilter | None = None,
+        earliest: str | pd.Timestamp | None = None,
     ) -> Selection:
         """Choose windows of ``lookback + horizon`` bars.
 
@@ -245,6 +249,9 @@ class Corpus:
             Sources to take, by name. None: all.
         filters : StretchFilter, optional
             Default: ``StretchFilter()``, illiquid and stagnant stretches left out.
+        earliest : date-like, optional
+            No bar of a window, context included, is earlier: for weights that must never have seen what came
+            before (cross-fitting). None: the context reaches back as far as it needs.
 
         Returns
         -------
@@ -256,7 +263,8 @@ class Corpus:
         ValueError
             Unknown names, unreadable or reversed dates, or no window that is left.
         """
-        return select_ends(self, lookback, horizon, start, end, codes, sources, filters or StretchFilter())
+        dates = Dates.of(start, end, earliest)
+        return select_ends(self, lookback, horizon, dates, codes, sources, filters or StretchFilter())
 
 
 def _policies(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 IntArray = npt.NDArray[np.int64]
+DateLike = str | pd.Timestamp | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,8 @@ class Selection:
     counts : dict of int
         ``candidates``: bars of the named instruments and sources up to ``end``. Then, in the order in which the
         rules apply, the windows each one removed: ``segment`` (fewer than lookback + horizon bars, or than
-        ``min_history``), ``dates`` (a bar to predict before ``start``), ``idle``, ``unchanged``. ``kept``: the rest.
+        ``min_history``), ``dates`` (a bar to predict before ``start``, or any bar before ``earliest``), ``idle``,
+        ``unchanged``. ``kept``: the rest.
     """
 
     ends: IntArray
@@ -48,12 +50,47 @@ class Selection:
         return f"{self.counts['kept']:,} windows of {self.counts['candidates']:,} candidates; left out: {removed}"
 
 
+@dataclass(frozen=True)
+class Dates:
+    """Where windows may lie in time.
+
+    Attributes
+    ----------
+    first, last : datetime64[ns]
+        Of the bars to predict, both included; no bar is later than ``last``.
+    earliest : datetime64[ns]
+        No bar is earlier.
+    text : str
+        As the user gave them.
+    """
+
+    first: np.datetime64
+    last: np.datetime64
+    earliest: np.datetime64
+    text: str
+
+    @classmethod
+    def of(cls, start: DateLike, end: DateLike, earliest: DateLike = None) -> Dates:
+        """Read dates; an ``end`` at midnight means all of that day."""
+        first = pd.Timestamp.min if start is None else _moment(start, "start")
+        last = pd.Timestamp.max if end is None else _moment(end, "end")
+        begin = pd.Timestamp.min if earliest is None else _moment(earliest, "earliest")
+        if end is not None and last == last.normalize():
+            last += pd.Timedelta(days=1) - pd.Timedelta(1, "ns")
+        if first > last or begin > last:
+            raise ValueError(f"found start={start}, earliest={earliest}, end={end}; expected none after the end")
+        text = f"{'the first bar' if start is None else start} to {'the last bar' if end is None else end}"
+        if earliest is not None:
+            text += f" and no bar before {earliest}"
+        moments = [moment.to_datetime64().astype("M8[ns]") for moment in (first, last, begin)]
+        return cls(moments[0], moments[1], moments[2], text)
+
+
 def select_ends(
     corpus: Corpus,
     lookback: int,
     horizon: int,
-    start: str | pd.Timestamp | None,
-    end: str | pd.Timestamp | None,
+    dates: Dates,
     codes: Iterable[str] | None,
     sources: Iterable[str] | None,
     filters: StretchFilter,
@@ -61,9 +98,8 @@ def select_ends(
     """See ``Corpus.select``."""
     if lookback < 2 or horizon < 0:
         raise ValueError(f"found lookback={lookback}, horizon={horizon}; expected lookback >= 2 and horizon >= 0")
-    first, last = span(start, end)
     length = lookback + horizon
-    rows = _candidates(corpus, last, codes, sources)
+    rows = _candidates(corpus, dates.last, codes, sources)
     counts = {"candidates": len(rows)}
 
     def keep(rule: str, good: npt.NDArray[np.bool_]) -> None:
@@ -73,7 +109,8 @@ def select_ends(
 
     keep("segment", rows - corpus.segment[rows] + 1 >= max(length, filters.min_history))
     # a window without bars to predict (horizon 0) is dated by its last bar
-    keep("dates", corpus.timestamps[rows - max(horizon - 1, 0)] >= first)
+    in_time = corpus.timestamps[rows - max(horizon - 1, 0)] >= dates.first
+    keep("dates", in_time & (corpus.timestamps[rows - length + 1] >= dates.earliest))
     if filters.max_idle is not None:
         flags = idle_bars(corpus.values) & _sources_with_volume(corpus)
         keep("idle", longest_run_within(flags, rows - length + 1, rows, filters.max_idle))
@@ -85,24 +122,12 @@ def select_ends(
     counts["kept"] = len(rows)
     selection = Selection(rows, counts)
     if len(rows) == 0:
-        where = f"{_text(start, 'the first bar')} to {_text(end, 'the last bar')}"
         raise ValueError(
-            f"no window of {length} bars has its last {horizon} bars from {where}: {selection}; "
+            f"no window of {length} bars has its last {horizon} bars from {dates.text}: {selection}; "
             "take a longer span, a shorter lookback, other instruments or milder filters"
         )
     logger.info("%s", selection)
     return selection
-
-
-def span(start: str | pd.Timestamp | None, end: str | pd.Timestamp | None) -> tuple[np.datetime64, np.datetime64]:
-    """Return the first and the last moment of a span; an ``end`` at midnight means all of that day."""
-    first = pd.Timestamp.min if start is None else _moment(start, "start")
-    last = pd.Timestamp.max if end is None else _moment(end, "end")
-    if end is not None and last == last.normalize():
-        last += pd.Timedelta(days=1) - pd.Timedelta(1, "ns")
-    if first > last:
-        raise ValueError(f"found start={start} after end={end}; expected start <= end")
-    return first.to_datetime64().astype("M8[ns]"), last.to_datetime64().astype("M8[ns]")
 
 
 def _moment(given: str | pd.Timestamp, name: str) -> pd.Timestamp:
@@ -142,7 +167,3 @@ def _chosen(wanted: Iterable[str], known: tuple[str, ...], name: str) -> npt.NDA
 def _sources_with_volume(corpus: Corpus) -> npt.NDArray[np.bool_]:
     """Return, for each row, whether its source knows volume at all, bool (R,)."""
     return np.array([fact["has_volume"] for fact in corpus.meta["sources"]], dtype=bool)[corpus.source]
-
-
-def _text(given: str | pd.Timestamp | None, otherwise: str) -> str:
-    return otherwise if given is None else str(given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,26 @@ def test_all_stocks_without_the_index(store: Path) -> None:
 def test_a_universe_means_the_full_history_of_its_members(store: Path) -> None:
     """Trap 11: bars outside the days of membership belong to a window as well."""
     assert_same(read_store_panel(store, "few"), expected_panel(store, "SH600000", "SZ000001"))
+
+
+READ_WITH_QLIB = """
+import sys
+import qlib
+from qlib.data import D
+qlib.init(provider_uri=sys.argv[1], region="cn", kernels=1, logging_level=40)
+fields = ["$open", "$high", "$low", "$close", "$volume", "$amount"]
+frame = D.features(["SH600000", "SH600001", "SZ000001"], fields)
+frame.dropna(subset=["$close"]).reset_index().to_parquet(sys.argv[2])
+"""
+
+
+def test_qlib_reads_the_same_bars(store: Path, tmp_path: Path) -> None:
+    """In a fresh process: qlib keeps one provider for a process."""
+    command = [sys.executable, "-c", READ_WITH_QLIB, str(store), str(tmp_path / "read.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    frame = pd.read_parquet(tmp_path / "read.parquet")
+    assert_same(read_store_panel(store), BarPanel.from_frame(frame, calendar=store_calendar(store, future=False)))
 
 
 def test_codes_by_name(store: Path) -> None:

@@ -11,8 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_corpus import corpus_of, daily_frame, intraday_frame
 
+from kronos_qlib.market.panel import BarPanel
+from kronos_qlib.market.windows import WindowPolicy
+from kronos_qlib.training.augment import Augmentation
 from kronos_qlib.training.corpus import Corpus
 from kronos_qlib.training.stagnant import StretchFilter, longest_run_within
+from kronos_qlib.training.stream import WindowStream
+from kronos_qlib.training.synthetic_data import TrainingWindows
 
 OFF = StretchFilter.off()
 
@@ -34,6 +39,32 @@ def test_bars_to_predict_lie_inside_the_span(one: Corpus) -> None:
     assert one.ends(5, 2, None, day(one, 7)).tolist() == [6, 7]
     assert one.ends(5, 2, day(one, 58)).tolist() == [59]
     assert one.ends(5, 0, day(one, 58)).tolist() == [58, 59]
+
+
+def test_a_context_can_be_kept_from_reaching_back(one: Corpus) -> None:
+    """Cross-fitting: weights of the later years may not see the earlier ones, not even as context."""
+    start = day(one, 20)
+    assert one.ends(5, 2, start)[0] == 21
+    ends = one.ends(5, 2, start, earliest=start)
+    assert ends[0] - 5 - 2 + 1 == 20
+    assert ends.tolist() == list(range(26, 60))
+    with pytest.raises(ValueError, match="to the last bar and no bar before 2019-"):
+        one.ends(5, 2, earliest=str(day(one, 55).date()))
+
+
+def test_windows_are_those_of_the_window_policy(one: Corpus) -> None:
+    """The same ends and the same numbers as the windows of one panel, cut by ``market.windows``."""
+    panel = BarPanel.from_frame(daily_frame(codes=("SH600000",)))
+    windows = TrainingWindows.between(panel, WindowPolicy(lookback=9, min_bars=5), 3, day(one, 14), day(one, 50))
+    ends = one.ends(9, 3, day(one, 14), day(one, 50), filters=OFF)
+    np.testing.assert_array_equal(ends, windows.ends)
+    stream = WindowStream(
+        one, ends, lookback=9, horizon=3, batch_size=len(ends), seed=0, augmentation=Augmentation.off()
+    )
+    batch = stream.batch(0)
+    x, stamps = windows.batch(np.searchsorted(ends, batch.rows))
+    np.testing.assert_array_equal(batch.x, x)
+    np.testing.assert_array_equal(batch.stamps, stamps)
 
 
 def test_a_last_day_means_all_of_its_bars(tmp_path: Path) -> None:
@@ -77,7 +108,9 @@ def test_user_errors(one: Corpus) -> None:
         one.ends(5, 2, sources=["day"])
     with pytest.raises(ValueError, match="found start='soon'; expected a date such as"):
         one.ends(5, 2, "soon")
-    with pytest.raises(ValueError, match="found start=2020-01-01 after end=2019-01-01"):
+    with pytest.raises(
+        ValueError, match="found start=2020-01-01, earliest=None, end=2019-01-01; expected none after the end"
+    ):
         one.ends(5, 2, "2020-01-01", "2019-01-01")
     with pytest.raises(ValueError, match="without a zone"):
         one.ends(5, 2, pd.Timestamp("2019-01-01", tz="UTC"))
