@@ -69,6 +69,7 @@ frame.dropna(subset=["$close"]).reset_index().to_parquet(sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_qlib_reads_the_same_bars(store: Path, tmp_path: Path) -> None:
     """In a fresh process: qlib keeps one provider for a process."""
     command = [sys.executable, "-c", READ_WITH_QLIB, str(store), str(tmp_path / "read.parquet")]
