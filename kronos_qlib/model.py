@@ -294,8 +294,13 @@ class KronosModel(Model):
         if trained is not None and trained != longest:
             logger.warning("windows hold up to %d bars, the checkpoint was trained on %s", longest, trained)
 
+    def _cutoff(self) -> pd.Timestamp | None:
+        """Last day that the network, or the alpha head in use, was trained on."""
+        cards = [self.forecaster.card, *([self.head.card] if self.signal == HEAD_SIGNAL else [])]
+        return max((day for card in cards if (day := card_date(card, "cutoff")) is not None), default=None)
+
     def _mark_cutoff(self, index: pd.Index) -> None:
-        cutoff = card_date(self.forecaster.card, "cutoff")
+        cutoff = self._cutoff()
         if cutoff is None:
             self._before_cutoff = None
             return

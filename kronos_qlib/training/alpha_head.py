@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from kronos_qlib.kronos.threads import one_thread_kernels
@@ -105,6 +105,12 @@ class HeadTraining(Settings):
     seed: int = Field(0, ge=0, lt=2**63)
     cache: str | None = None
     out: str | None = None
+
+    @field_validator("cache", "out", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        # an empty text is what a workflow's unset environment variable leaves
+        return value or None
 
     def head(self, n_features: int) -> HeadConfig:
         """Shape of the head for features of some width."""
