@@ -18,15 +18,15 @@ from kronos_qlib.alpha.factors import FACTORS, check_factors, compute_factors, d
 from kronos_qlib.forecast.calendar_choice import choose_calendar
 from kronos_qlib.forecast.data_keys import BarHasher
 from kronos_qlib.forecast.forecaster import KronosForecaster, plain_calendar
+from kronos_qlib.forecast.source_parts import describe_forecaster, window_policy
+from kronos_qlib.forecast.token_source import TokenFactorSource
 from kronos_qlib.kronos import SamplingConfig
-from kronos_qlib.kronos.normalise import CLIP
 from kronos_qlib.market.board import limit_fractions
 from kronos_qlib.market.calendars import TradingCalendar, future_times
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.windows import WindowPolicy, window_lengths
 
-# Raised when the way from bars to network inputs changes (normalisation, clipping, stamps, keys of the randomness).
-PREPROCESSING_VERSION = 1
+__all__ = ["PathFactorSource", "TokenFactorSource"]
 
 
 class PathFactorSource:
@@ -114,22 +114,3 @@ class PathFactorSource:
         stamps = [row.tobytes() for row in future]
         names = [f"{name}|".encode() for name in self.panel.instruments]
         return [names[code] + stamps[day] for code, day in zip(self.panel.codes[rows], where, strict=True)]
-
-
-def window_policy(forecaster: KronosForecaster, policy: WindowPolicy | None) -> WindowPolicy:
-    """Return the policy, or the default one with the forecaster's lookback."""
-    if policy is None:
-        return WindowPolicy(forecaster.lookback, min(WindowPolicy.min_bars, forecaster.lookback))
-    return policy
-
-
-def describe_forecaster(forecaster: KronosForecaster, policy: WindowPolicy) -> dict[str, Any]:
-    """Return what determines a network's answers besides the bars: weights, preprocessing, windows, kernels."""
-    return {
-        "weights": forecaster.fingerprint,
-        "preprocessing": {"version": PREPROCESSING_VERSION, "clip": CLIP},
-        "window_policy": policy.to_dict(),
-        "max_context": forecaster.max_context,
-        "dtype": forecaster.dtype,
-        "device": forecaster.device.type,
-    }
