@@ -66,7 +66,7 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Move towards the weights after ``step`` steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.values.values()), list(self.parameters.values()), 1 - decay)
+        torch._foreach_lerp_([self.values[name] for name in self.parameters], [*self.parameters.values()], 1 - decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
