@@ -36,7 +36,7 @@ def daily_ic(score: pd.Series, label: pd.Series, *, min_names: int = MIN_NAMES) 
     ValueError : not a Series, no ``datetime`` level, duplicate index entries, differing levels, ``min_names``
         < 2.
     """
-    return _correlate(_pairs(score, label), min_names).rename("ic")
+    return _correlate(complete_pairs(score, label), min_names).rename("ic")
 
 
 def daily_rank_ic(score: pd.Series, label: pd.Series, *, min_names: int = MIN_NAMES) -> pd.Series:
@@ -44,7 +44,7 @@ def daily_rank_ic(score: pd.Series, label: pd.Series, *, min_names: int = MIN_NA
 
     Ranks are taken after incomplete pairs are dropped, so both sides rank the same names. Named ``rank_ic``.
     """
-    pairs = _pairs(score, label)
+    pairs = complete_pairs(score, label)
     ranks = pairs.groupby(level="datetime").rank()
     return _correlate(ranks, min_names).rename("rank_ic")
 
@@ -144,8 +144,8 @@ def newey_west_t(values: NDArray[np.float64], lags: int) -> float:
     return float(mean / np.sqrt(long_run / n)) if long_run > 0 else float("nan")
 
 
-def _pairs(score: pd.Series, label: pd.Series) -> pd.DataFrame:
-    """Match by index and keep complete, finite pairs."""
+def complete_pairs(score: pd.Series, label: pd.Series) -> pd.DataFrame:
+    """Match two Series by index: columns score and label, float64, complete and finite pairs only."""
     for name, series in (("score", score), ("label", label)):
         check_series(name, series)
     if set(score.index.names) != set(label.index.names):

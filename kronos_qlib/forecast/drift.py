@@ -18,6 +18,8 @@ from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.windows import WindowPolicy, iter_windows, window_lengths
 
 SAMPLE = 2_000
+# weight of the card's clip share, in windows: one clipped window among five is no drift
+PRIOR = 50
 _BATCH = 256
 _LEVELS = ("none", "moderate", "large")
 _logger = logging.getLogger(__name__)
@@ -82,14 +84,17 @@ def card_statistics(card: Mapping[str, Any]) -> TokenStatistics | None:
 
 def compare_tokens(card: TokenStatistics, now: TokenStatistics) -> TokenDrift:
     """Compare what was counted now with what the card holds."""
-    clipped = {name: population_stability(_split(card, name), _split(now, name)) for name in COLUMNS}
-    return TokenDrift(population_stability(card.s1, now.s1), population_stability(card.s2, now.s2), clipped, now, card)
+    s1, s2 = population_stability(card.s1, now.s1), population_stability(card.s2, now.s2)
+    return TokenDrift(s1, s2, {name: _compare_clipped(card, now, name) for name in COLUMNS}, now, card)
 
 
-def _split(statistics: TokenStatistics, column: str) -> tuple[float, float]:
-    """Windows with and without a clipped value."""
-    share = statistics.clipped_windows[column]
-    return share * statistics.windows, (1 - share) * statistics.windows
+def _compare_clipped(card: TokenStatistics, now: TokenStatistics, column: str) -> DriftResult:
+    """Windows with and without a clipped value; as if PRIOR windows of the card's share had been seen now as well."""
+    before, after = card.clipped_windows[column], now.clipped_windows[column]
+    clipped, seen = after * now.windows + before * PRIOR, now.windows + PRIOR
+    return population_stability(
+        (before * card.windows, (1 - before) * card.windows), (clipped, max(0.0, seen - clipped))
+    )
 
 
 @torch.inference_mode()
