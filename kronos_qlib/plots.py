@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from kronos_qlib.market.fields import PRICE_FIELDS
@@ -143,6 +144,50 @@ def plot_cumulative_return(returns: Mapping[str, pd.Series], title: str = "Cumul
     axes.set_title(title)
     axes.set_ylabel("%")
     axes.legend(frameon=False)
+    return figure
+
+
+def plot_coarse_tokens(
+    counts: npt.NDArray[np.integer], bars: npt.NDArray[np.floating], title: str = "What the coarse token says"
+) -> Figure:
+    """Draw the bar that each coarse token (s1 id) decodes to as a candle, ordered by close, and its volume below.
+
+    Parameters
+    ----------
+    counts : (V,) how many bars have each id; an id without bars is left out. Opaque is frequent: a candle's opacity
+        grows with the logarithm of its count.
+    bars : (V, 6) mean bar an id decodes to, in z units, in the order of ``BAR_FIELDS``.
+
+    Raises
+    ------
+    ValueError : shapes that do not fit, or no id in use.
+    """
+    if counts.ndim != 1 or bars.shape != (len(counts), 6):
+        raise ValueError(f"found counts {counts.shape} and bars {bars.shape}; expected (V,) and (V, 6)")
+    used = np.flatnonzero(counts > 0)
+    if len(used) == 0:
+        raise ValueError("no token is in use: there is nothing to draw")
+    order = used[np.argsort(bars[used, 3], kind="stable")]
+    weight = np.log1p(counts[order].astype(np.float64))
+    opacity = 0.15 + 0.85 * weight / weight.max()
+    figure = Figure(figsize=(max(8.0, min(24.0, 0.09 * len(order))), 7), layout="constrained")
+    above, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=[4, 1, 1])
+    opening, high, low, close, volume, _ = bars[order].T
+    positions = np.arange(len(order), dtype=np.float64)
+    hues = np.where(close >= opening, RISE, FALL)
+    colours = [to_rgba(hue, alpha) for hue, alpha in zip(hues, opacity, strict=True)]
+    above.vlines(positions, np.minimum(low, high), np.maximum(low, high), color=colours, linewidth=1.0)
+    above.bar(positions, np.abs(close - opening), BODY, bottom=np.minimum(opening, close), color=colours)
+    middle.bar(positions, volume, BODY, color=FORECAST)
+    below.bar(positions, counts[order] / counts.sum() * 100, BODY, color="grey")
+    above.set_title(f"{title}: {len(order)} of {len(counts)} ids in use, ordered by the close they decode to")
+    above.set_ylabel("price, z units")
+    middle.set_ylabel("volume, z")
+    below.set_ylabel("% of bars")
+    below.set_xlabel("s1 ids in use; opaque is frequent, red closes above its open")
+    below.set_xlim(-1, len(order))
+    for axes in (above, middle):
+        axes.axhline(0, color="black", linewidth=0.5)
     return figure
 
 
