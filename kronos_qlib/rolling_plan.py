@@ -131,7 +131,7 @@ def align_segments(given: Any, calendar: list[pd.Timestamp]) -> Segments:
             )
     if ordered[-1] != TEST:
         raise ValueError(f"rolling: segment {ordered[-1]!r} comes after {TEST!r}, which must be the last one")
-    return aligned
+    return {name: aligned[name] for name in ordered}
 
 
 def purge(segments: Segments, calendar: list[pd.Timestamp], horizon: int) -> Segments:

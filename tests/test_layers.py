@@ -21,6 +21,7 @@ ALLOWED = {
     "training": {"alpha", "evaluation", "market", "kronos"},
     "resources": set(),
     "plots": {"forecast", "evaluation", "market"},
+    "report": {"evaluation", "market"},
 }
 QLIB_SIDE = {
     "model",
@@ -33,8 +34,15 @@ QLIB_SIDE = {
     "examine",
     "sweep",
     "sweep_backtest",
+    "report_record",
+    "rolling_config",
+    "rolling_horizon",
+    "rolling_plan",
+    "rolling_publish",
+    "rolling_recorder",
+    "rolling_worker",
 }
-TORCH_FREE = {"market", "alpha", "evaluation", "resources", "plots"}
+TORCH_FREE = {"market", "alpha", "evaluation", "resources", "plots", "report"}
 
 
 def imported_modules(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:

@@ -113,7 +113,7 @@ def test_a_test_segment_alone_rolls() -> None:
 def test_each_day_once_and_no_label_overlap(horizon: int, step: int, rolling_type: str) -> None:
     position = {day: at for at, day in enumerate(CALENDAR)}
     made = rolls(step=step, horizon=horizon, rolling_type=rolling_type)
-    days = [day for roll in made for day in CALENDAR[(CALENDAR >= roll.test[0]) & (CALENDAR <= roll.test[1])]]
+    days = [day for roll in made for day in CALENDAR[CALENDAR.slice_indexer(*roll.test)]]
     assert days == list(CALENDAR[15:])
     for roll in made:
         train, valid, test = roll.segments.values()

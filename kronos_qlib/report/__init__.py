@@ -1,0 +1,1 @@
+"""A run as one page: frames in, tables and pictures out, joined as HTML. Pure functions."""
