@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 def pretrain(
     recipe: Path = typer.Argument(..., help="YAML file: spans, shapes of both networks, how they are trained."),
     bars: list[Path] = typer.Option([], help="CSV or parquet file of bars. May be repeated."),
+    valid_bars: list[Path] = typer.Option(
+        [], help="Files that serve validation alone: the source 'valid', named by valid_source in the recipe."
+    ),
     store: Path | None = typer.Option(None, help="Folder of a Qlib store, instead of files."),
     universe: str = typer.Option("all", help="Universe of the store; full history of every code ever in it."),
     out: Path = typer.Option(..., help="Folder of the checkpoint; one that holds a part of this run goes on."),
@@ -55,7 +58,7 @@ def pretrain(
     with processes_from_environment() as processes:
         show_log(processes.first)
         found = open_corpus(
-            settings, bars, store, universe, corpus or out / "corpus", calendar, freq, region, processes
+            settings, bars, valid_bars, store, universe, corpus or out / "corpus", calendar, freq, region, processes
         )
         card = run_pretrain(settings, found, out, command=command_line(), processes=processes)
     if processes.first:
@@ -67,6 +70,7 @@ def pretrain(
 def open_corpus(
     recipe: PretrainRecipe,
     bars: list[Path],
+    valid_bars: list[Path],
     store: Path | None,
     universe: str,
     folder: Path,
@@ -77,12 +81,17 @@ def open_corpus(
 ) -> Corpus:
     """Build the corpus in the first process, or open what is there; ValueError when no bars or two kinds are named."""
     from kronos_qlib.training.corpus import Corpus
+    from kronos_qlib.training.corpus_sources import BarFiles
 
+    if valid_bars and not bars:
+        raise ValueError("--valid-bars FILE goes with --bars FILE")
     if bars and store is not None:
         raise ValueError("give --bars or --store, not both")
     if processes.first:
         if bars:
-            Corpus.from_bars(folder, bars, calendar=calendar, freq=freq, region=region, policy=recipe.policy())
+            files = {"bars": bars, "valid": valid_bars} if valid_bars else {"bars": bars}
+            named = {name: BarFiles(paths, calendar, freq, region) for name, paths in files.items()}
+            Corpus.build(folder, named, recipe.policy())
         elif store is not None:
             Corpus.from_store(folder, store, universe, freq=freq, policy=recipe.policy())
         elif not folder.is_dir():

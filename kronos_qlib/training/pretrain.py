@@ -56,7 +56,13 @@ class Windows:
         for name, span in (("train", recipe.train), ("valid", recipe.valid)):
             try:
                 selection = corpus.select(
-                    recipe.lookback, recipe.horizon, str(span.start), str(span.end), filters=recipe.filters
+                    recipe.lookback,
+                    recipe.horizon,
+                    str(span.start),
+                    str(span.end),
+                    sources=source_names(recipe, corpus, name),
+                    filters=recipe.filters,
+                    earliest=str(span.start) if recipe.isolated and name == "train" else None,
                 )
             except ValueError as error:
                 raise ValueError(f"the {name} span holds nothing: {error}") from error
@@ -140,6 +146,19 @@ def pretrain(
         write_card(card, out)
     processes.barrier()
     return json.loads((out / "card.json").read_text(encoding="utf-8"))
+
+
+def source_names(recipe: PretrainRecipe, corpus: Corpus, part: str) -> list[str] | None:
+    """Return the sources of the ``train`` or the ``valid`` windows; None: all."""
+    only = recipe.valid_source
+    if only is None:
+        return None
+    if only not in corpus.source_names or len(corpus.source_names) == 1:
+        raise ValueError(
+            f"the recipe takes its validation from source {only!r} alone, the corpus has {list(corpus.source_names)}; "
+            "give the validation's bars beside the others (--valid-bars FILE, whose source is named 'valid')"
+        )
+    return [only] if part == "valid" else [name for name in corpus.source_names if name != only]
 
 
 def check_policy(recipe: PretrainRecipe, corpus: Corpus) -> None:

@@ -127,6 +127,12 @@ class PretrainRecipe(Settings):
         What the card recommends to who forecasts.
     train, valid : Span
         Learn from; choose the best step by. Train ends before valid begins.
+    isolated : bool
+        Keep the context of training windows from reaching back before the train span too, as cross-fitting needs:
+        then no bar before ``train.start`` has touched the weights.
+    valid_source : str or None
+        Source of the corpus from which the validation windows come, and no training window; None: all sources serve
+        both.
     max_gap, max_jump
         Of the window policy (see ``market.windows``).
     tokenizer, tokenizer_training
@@ -151,6 +157,8 @@ class PretrainRecipe(Settings):
     max_context: int = Field(512, ge=2)
     train: Span
     valid: Span
+    isolated: bool = False
+    valid_source: str | None = None
     max_gap: int | None = 60
     max_jump: float | None = 0.30
     tokenizer: TokenizerConfig | None = None
