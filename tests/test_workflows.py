@@ -31,7 +31,13 @@ from kronos_qlib.model import MODEL_KEYS
 
 KNOWN_KEYS = {"KronosModel": MODEL_KEYS, "KlineDataset": DATASET_KEYS, "KlineHandler": HANDLER_KEYS}
 OTHERS = ["kronos_zero_shot_us_daily", "kronos_zero_shot_ashare_15min", "kronos_zero_shot_btc_5min"]
-CSI300 = ["csi300_base", "kronos_zero_shot_csi300", "kronos_zero_shot_csi300_3m", "lightgbm_alpha158_csi300"]
+CSI300 = [
+    "csi300_base",
+    "kronos_alpha_head_csi300",
+    "kronos_zero_shot_csi300",
+    "kronos_zero_shot_csi300_3m",
+    "lightgbm_alpha158_csi300",
+]
 
 
 def load_workflow(name: str) -> dict[str, Any]:
