@@ -78,11 +78,14 @@ def ingest(
     members: list[str] = typer.Option(
         [], help="NAME=FILE: an instruments file (code, first day, last day). May be repeated."
     ),
-    calendar: str = typer.Option("XSHG", help=CALENDAR_HELP),
-    freq: str = typer.Option("day", help=FREQ_HELP),
-    region: str = typer.Option("cn", help=REGION_HELP),
-    repair: str = typer.Option(
-        "default", help="Repair policy: default, forward_fill, original, or interpolate (for charts only)."
+    append: bool = typer.Option(
+        False, "--append", help="Add the days that the store does not have; refuse if the files change old ones."
+    ),
+    calendar: str | None = typer.Option(None, help=f"{CALENDAR_HELP} XSHG if not given."),
+    freq: str | None = typer.Option(None, help=f"{FREQ_HELP} day if not given."),
+    region: str | None = typer.Option(None, help=f"{REGION_HELP} cn if not given."),
+    repair: str | None = typer.Option(
+        None, help="Repair policy: default, forward_fill, original, or interpolate (for charts only)."
     ),
     for_charts: bool = typer.Option(
         False, "--for-charts", help="Allow repairs that read later bars; such a store is never for a backtest."
@@ -98,21 +101,20 @@ def ingest(
     Examples:
       kronos-qlib ingest ashare_daily.parquet --members csi300=csi300_members.txt --out my_store
       kronos-qlib ingest us_daily.parquet --calendar XNYS --region us --out my_us_store
+      kronos-qlib ingest ashare_daily_new.parquet --members csi300=members_new.txt --out my_store --append
     """
+    from kronos_qlib.market.append import append as run_append
     from kronos_qlib.market.ingest import ingest as run_ingest
 
-    result = run_ingest(
-        files,
-        out,
-        members=parse_pairs(members, "--members", "csi300=members.txt"),
-        calendar=calendar,
-        freq=freq,
-        region=region,
-        repair=repair,
-        report=report,
-        columns=parse_pairs(column, "--column", "px_last=close"),
-        instrument=instrument,
-        timezone=timezone,
-        allow_future=for_charts,
-    )
-    typer.echo(str(result))
+    settings = {"calendar": calendar, "freq": freq, "region": region, "repair": repair}
+    options = {
+        "members": parse_pairs(members, "--members", "csi300=members.txt"),
+        "report": report,
+        "columns": parse_pairs(column, "--column", "px_last=close"),
+        "instrument": instrument,
+        "timezone": timezone,
+        "allow_future": for_charts,
+        # a setting that is not given is the store's when appending, the function's default when ingesting
+        **{name: value for name, value in settings.items() if value is not None},
+    }
+    typer.echo(str(run_append(files, out, **options) if append else run_ingest(files, out, **options)))  # type: ignore[arg-type]

@@ -282,8 +282,13 @@ class ForecastStore:
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return rows of several sources as one sorted frame indexed (datetime, instrument)."""
     frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
-    times, names = pd.DatetimeIndex(frame.pop("datetime")), frame.pop("instrument")
-    frame.index = pd.MultiIndex.from_arrays([times, names.astype(str)], names=["datetime", "instrument"])
+    place, times = pd.factorize(pd.DatetimeIndex(frame.pop("datetime")), sort=True)
+    instrument = frame.pop("instrument").astype("category")
+    instrument = instrument.cat.reorder_categories(sorted(instrument.cat.categories))
+    # levels and codes, not a million texts
+    levels = [times, pd.Index(instrument.cat.categories.astype(str))]
+    codes = [place.tolist(), instrument.cat.codes.tolist()]
+    frame.index = pd.MultiIndex(levels, codes, names=["datetime", "instrument"])
     if len(frames) == 1:
         return frame
     twice = frame.index.duplicated()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,43 +130,89 @@ def ingest(
         Files, members, calendar, policy or place are unusable.
     """
     freq = parse_freq(freq)[0]
-    listed = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
     policy = repair_policy(repair)
     refuse_foreign(Path(out).expanduser(), METADATA_FILE)
-    spans = {
-        name: given if isinstance(given, pd.DataFrame) else read_members(given)
-        for name, given in (members or {}).items()
-    }
+    spans = read_spans(members)
     with tqdm(total=len(_STEPS), desc="ingest", unit="step", disable=None, leave=False) as progress:
-        frame = read_bars(listed, columns=columns, instrument=instrument, timezone=timezone)
-        sources = [_fingerprint(path) for path in listed]
-        sessions = _session_days(calendar, freq, frame)
-        progress.update()
-        contract = check_bars(frame, freq=freq, calendar=sessions, region=region)
-        _save(report, {"files": sources, "contract": contract.to_dict()})
-        progress.update()
-        frame, repaired = repair_bars(frame, policy, for_inference=not allow_future)
-        after = check_bars(frame, freq=freq, calendar=sessions, region=region) if repaired.total else None
-        _save(report, _report(sources, contract, repaired, after, {}))
-        _stop_on_errors(after or contract, policy)
-        progress.update()
-        frame["event"] = event_bits(frame, calendar=sessions, region=region)
-        events = _event_counts(frame["event"].to_numpy())
-        progress.update()
-        content = _report(sources, contract, repaired, after, events)
+        reading = {"columns": columns, "instrument": instrument, "timezone": timezone}
+        ready = prepare(files, calendar, freq, region, policy, report, reading, allow_future, progress.update)
         metadata = write_store(
-            frame,
+            ready.frame,
             out,
             members=spans,
             calendar=calendar,
             freq=freq,
             region=region,
-            extra={REPORT_FILE: json.dumps(content, indent=2, ensure_ascii=False) + "\n"},
-            notes={"repair": repaired.policy, "repairs": repaired.counts, "events": events, "files": sources},
+            extra={REPORT_FILE: ready.report_text()},
+            notes=ready.notes(),
         )
-        _save(report, content)
+        save_report(report, ready.report())
         progress.update()
-    return IngestResult(Path(out), sources, contract, repaired, after, events, metadata)
+    return IngestResult(Path(out), ready.files, ready.contract, ready.repaired, ready.after, ready.events, metadata)
+
+
+@dataclass(frozen=True)
+class PreparedBars:
+    """Bars that are ready to be stored, and what was found and changed on the way."""
+
+    frame: pd.DataFrame
+    files: list[dict[str, Any]]
+    contract: ContractReport
+    repaired: RepairReport
+    after: ContractReport | None
+    events: dict[str, int]
+
+    def report(self) -> dict[str, Any]:
+        """Return the report, JSON-ready."""
+        return _report(self.files, self.contract, self.repaired, self.after, self.events)
+
+    def report_text(self) -> str:
+        """Return the report as the store keeps it."""
+        return json.dumps(self.report(), indent=2, ensure_ascii=False) + "\n"
+
+    def notes(self) -> dict[str, Any]:
+        """Return the facts for the store's metadata."""
+        repaired = self.repaired
+        return {"repair": repaired.policy, "repairs": repaired.counts, "events": self.events, "files": self.files}
+
+
+def prepare(
+    files: str | Path | Iterable[str | Path],
+    calendar: str | TradingCalendar | None,
+    freq: str,
+    region: str,
+    policy: RepairPolicy,
+    report: str | Path | None,
+    reading: Mapping[str, Any],
+    allow_future: bool,
+    step: Callable[[], Any],
+) -> PreparedBars:
+    """Read, check, repair, check again and find events; arguments as of ``ingest``; ``step`` after each."""
+    listed = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
+    frame = read_bars(listed, **reading)
+    sources = [_fingerprint(path) for path in listed]
+    sessions = _session_days(calendar, freq, frame)
+    step()
+    contract = check_bars(frame, freq=freq, calendar=sessions, region=region)
+    save_report(report, {"files": sources, "contract": contract.to_dict()})
+    step()
+    frame, repaired = repair_bars(frame, policy, for_inference=not allow_future)
+    after = check_bars(frame, freq=freq, calendar=sessions, region=region) if repaired.total else None
+    save_report(report, _report(sources, contract, repaired, after, {}))
+    _stop_on_errors(after or contract, policy)
+    step()
+    frame["event"] = event_bits(frame, calendar=sessions, region=region)
+    events = _event_counts(frame["event"].to_numpy())
+    step()
+    return PreparedBars(frame, sources, contract, repaired, after, events)
+
+
+def read_spans(members: Mapping[str, str | Path | pd.DataFrame] | None) -> dict[str, pd.DataFrame]:
+    """Return the spans of each universe, read from its file where a path is given."""
+    return {
+        name: given if isinstance(given, pd.DataFrame) else read_members(given)
+        for name, given in (members or {}).items()
+    }
 
 
 def _session_days(calendar: str | TradingCalendar | None, freq: str, frame: pd.DataFrame) -> pd.DatetimeIndex | None:
@@ -214,7 +260,7 @@ def _report(
     }
 
 
-def _save(report: str | Path | None, content: dict[str, Any]) -> None:
+def save_report(report: str | Path | None, content: dict[str, Any]) -> None:
     if report is None:
         return
     target = Path(report).expanduser()

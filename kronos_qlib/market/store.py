@@ -76,17 +76,40 @@ def write_store(
     freq = parse_freq(freq)[0]
     refuse_foreign(Path(out).expanduser(), METADATA_FILE)
     bars = store_bars(frame)
-    _check_codes(bars.layout.instruments)
-    sessions, future, calendar_name = _sessions(calendar, freq, bars.layout)
+    check_codes(bars.layout.instruments)
+    sessions, future, calendar_name = store_sessions(calendar, freq, bars.layout)
     spans: dict[str, pd.DataFrame] = {}
     facts: dict[str, dict[str, Any]] = {}
     for name, given in (members or {}).items():
-        spans[name], facts[name] = _universe(name, given, bars.layout)
-    metadata = {
+        spans[name], facts[name] = known_spans(name, given, bars.layout)
+    metadata = describe_store(bars, sessions, future, calendar_name, freq, region, spans, facts, notes or {})
+    with whole_folder(Path(out), METADATA_FILE) as folder:
+        write_calendars(folder, freq, sessions, future)
+        write_instruments(folder, freq, region, bars.layout, spans)
+        write_features(folder, freq, bars, sessions)
+        for name, text in (extra or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
+        write_metadata(folder, metadata)
+    return metadata
+
+
+def describe_store(
+    bars: StoreBars,
+    sessions: npt.NDArray[np.datetime64],
+    future: npt.NDArray[np.datetime64],
+    calendar: str | None,
+    freq: str,
+    region: str,
+    spans: Mapping[str, pd.DataFrame],
+    facts: Mapping[str, dict[str, Any]],
+    notes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the metadata of a store with these bars, sessions and universes."""
+    return {
         "format": "kronos_qlib store",
         "version": STORE_VERSION,
         "kronos_qlib": __version__,
-        "calendar": calendar_name,
+        "calendar": calendar,
         "freq": freq,
         "region": region,
         "fields": list(STORE_FIELDS),
@@ -98,18 +121,17 @@ def write_store(
         "last": str(pd.Timestamp(sessions[-1])),
         "future_until": str(pd.Timestamp(future[-1])),
         "amounts_estimated": bars.amounts_estimated,
-        "universes": facts,
+        "universes": dict(facts),
         "fingerprint": _fingerprint(bars, sessions, spans),
-        "notes": dict(notes or {}),
+        "notes": dict(notes),
     }
-    with whole_folder(Path(out), METADATA_FILE) as folder:
-        write_calendars(folder, freq, sessions, future)
-        write_instruments(folder, freq, region, bars.layout, spans)
-        write_features(folder, freq, bars, sessions)
-        for name, text in (extra or {}).items():
-            (folder / name).write_text(text, encoding="utf-8")
-        (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-    return metadata
+
+
+def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write ``kronos_store.json``, whole or not at all."""
+    temporary = folder / f".{METADATA_FILE}.tmp"
+    temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / METADATA_FILE)
 
 
 def store_metadata(path: str | Path) -> dict[str, Any]:
@@ -153,7 +175,7 @@ def store_calendar(path: str | Path, freq: str = "day", future: bool = True) -> 
     return pd.DatetimeIndex(pd.to_datetime([line.strip() for line in lines if line.strip()])).as_unit("ns")
 
 
-def _check_codes(codes: tuple[str, ...]) -> None:
+def check_codes(codes: tuple[str, ...]) -> None:
     """Refuse codes that cannot name a folder, or that share one: Qlib's folders are in lower case."""
     bad = [code for code in codes if not re.fullmatch(r"[\w.^=\-]*\w[\w.^=\-]*", code) or code.startswith(".")]
     if bad:
@@ -168,7 +190,7 @@ def _check_codes(codes: tuple[str, ...]) -> None:
             raise ValueError(f"instruments {other!r} and {code!r} differ only by case: Qlib keeps one folder for both")
 
 
-def _sessions(
+def store_sessions(
     calendar: str | TradingCalendar | None, freq: str, layout: BarLayout
 ) -> tuple[npt.NDArray[np.datetime64], npt.NDArray[np.datetime64], str | None]:
     """Return the store's sessions, the sessions of a year or more after them, and the calendar's name."""
@@ -185,7 +207,7 @@ def _sessions(
     return sessions, after[after > stamps[-1]], None if calendar is None else market.name
 
 
-def _universe(name: str, spans: pd.DataFrame, layout: BarLayout) -> tuple[pd.DataFrame, dict[str, Any]]:
+def known_spans(name: str, spans: pd.DataFrame, layout: BarLayout) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return the spans of codes that have bars, and what was left out."""
     if not re.fullmatch(r"[\w.\-]+", name) or name.lower() == "all":
         raise ValueError(f"found universe name {name!r}: expected letters, digits and . _ -, and not 'all'")

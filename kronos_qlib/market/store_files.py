@@ -29,15 +29,22 @@ def feature_folder(code: str) -> str:
     return f"_qlib_{code.lower()}" if code.lower() in _DEVICES else code.lower()
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside and rename it, so that another link to the old content keeps that."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
 def write_calendars(
     folder: Path, freq: str, sessions: npt.NDArray[np.datetime64], future: npt.NDArray[np.datetime64]
 ) -> None:
     """Write ``<freq>.txt`` and ``<freq>_future.txt``, which Qlib expects to hold the past as well."""
     target = folder / "calendars"
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     known, later = _texts(sessions, freq), _texts(future, freq)
-    (target / f"{freq}.txt").write_text("\n".join(known) + "\n", encoding="utf-8")
-    (target / f"{freq}_future.txt").write_text("\n".join([*known, *later]) + "\n", encoding="utf-8")
+    replace_file(target / f"{freq}.txt", "".join(f"{text}\n" for text in known).encode())
+    replace_file(target / f"{freq}_future.txt", "".join(f"{text}\n" for text in [*known, *later]).encode())
 
 
 def write_instruments(
@@ -45,7 +52,7 @@ def write_instruments(
 ) -> None:
     """Write ``all.txt`` (first and last bar of each instrument, no indices) and one file a universe."""
     target = folder / "instruments"
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     listed = pd.DataFrame(
         {
             "instrument": layout.instruments,
@@ -78,6 +85,35 @@ def write_features(folder: Path, freq: str, bars: StoreBars, sessions: npt.NDArr
             (target / f"{field}.{freq}.bin").write_bytes(column.tobytes())
 
 
+def append_features(folder: Path, freq: str, bars: StoreBars, sessions: npt.NDArray[np.datetime64], known: int) -> None:
+    """Append the bars of sessions from number ``known`` on; files of instruments without such bars are not touched.
+
+    The bytes of old sessions are copied. Instruments that have no file yet are written whole.
+    """
+    layout = bars.layout
+    position = np.searchsorted(sessions, layout.timestamps)
+    for number, code in enumerate(layout.instruments):
+        rows = np.arange(int(layout.offsets[number]), int(layout.offsets[number + 1]))
+        target = folder / "features" / feature_folder(code)
+        if target.is_dir() and position[rows[-1]] < known:
+            continue
+        old = {field: _stored_bytes(target / f"{field}.{freq}.bin") for field in STORE_FIELDS}
+        # the first number says at which session the column begins
+        begin = int(position[rows[0]])
+        length = max(len(content) // 4 - 1 for content in old.values())
+        rows = rows[position[rows] >= begin + max(length, 0)]
+        block = np.full((len(STORE_FIELDS), int(position[rows[-1]]) - begin - max(length, 0) + 1), np.nan, dtype="<f4")
+        block[:, position[rows] - begin - max(length, 0)] = bars.values[rows].T
+        target.mkdir(parents=True, exist_ok=True)
+        for field, column in zip(STORE_FIELDS, block, strict=True):
+            before = old[field] or np.array([begin], dtype="<f4").tobytes()
+            replace_file(target / f"{field}.{freq}.bin", before + column.tobytes())
+
+
+def _stored_bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
 def _write_spans(path: Path, spans: pd.DataFrame, freq: str) -> None:
     ends = spans["end"]
     if freq != "day":
@@ -85,7 +121,7 @@ def _write_spans(path: Path, spans: pd.DataFrame, freq: str) -> None:
         ends = ends.where(ends != ends.dt.normalize(), ends + _END_OF_DAY)
     columns = (spans["instrument"], _texts(spans["start"].to_numpy(), freq), _texts(ends.to_numpy(), freq))
     lines = ["\t".join(span) for span in zip(*columns, strict=True)]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    replace_file(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _texts(times: npt.NDArray[np.datetime64], freq: str) -> list[str]:

@@ -50,6 +50,25 @@ def whole_folder(out: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def changed_folder(out: Path, marker: str) -> Iterator[Path]:
+    """As ``whole_folder``, the temporary folder holding all that ``out`` holds, at no cost: files are hard links.
+
+    The block must replace files (``os.replace``) and never write into them, or it would write into ``out``.
+    """
+    source = Path(os.path.realpath(Path(out).expanduser()))
+    with whole_folder(source, marker) as folder:
+        shutil.copytree(source, folder, copy_function=_link, dirs_exist_ok=True)
+        yield folder
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
 def refuse_foreign(out: Path, marker: str) -> None:
     """Raise ``ValueError`` if ``out`` holds anything that is not ours to replace."""
     if not out.exists():
