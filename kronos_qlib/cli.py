@@ -15,6 +15,7 @@ import typer
 
 from kronos_qlib import (
     __version__,
+    cli_checkpoint,
     cli_doctor,
     cli_examine,
     cli_forecast,
@@ -40,6 +41,8 @@ app.command()(cli_market.ingest)
 app.command()(cli_forecast.forecast)
 app.command()(cli_signal.signal)
 app.command()(cli_examine.examine)
+app.command()(cli_checkpoint.tokenizer_report)
+app.command()(cli_checkpoint.export)
 app.command()(cli_doctor.doctor)
 
 
