@@ -168,6 +168,8 @@ class KronosModel(Model):
 
         The checkpoint is loaded, the dataset's windows must fit it, and the test segment must hold rows. With a Qlib
         recorder active, parameters are logged as ``kronos.*`` and the card is saved as ``kronos_card.json``.
+        With ``alpha_head`` settings a head is trained on the segments train and valid; it is saved as the artifact
+        ``alpha_head/`` (and to ``out``), and a pickle of this model refers to it.
 
         Raises
         ------
