@@ -22,7 +22,10 @@ from kronos_qlib import (
     cli_market,
     cli_output,
     cli_quickstart,
+    cli_rolling,
     cli_signal,
+    cli_sweep,
+    cli_train,
 )
 
 USER_ERROR = 2
@@ -41,6 +44,9 @@ app.command()(cli_market.ingest)
 app.command()(cli_forecast.forecast)
 app.command()(cli_signal.signal)
 app.command()(cli_examine.examine)
+app.command()(cli_sweep.sweep)
+app.command()(cli_rolling.rolling)
+app.command()(cli_train.pretrain)
 app.command()(cli_checkpoint.tokenizer_report)
 app.command()(cli_checkpoint.export)
 app.command()(cli_doctor.doctor)

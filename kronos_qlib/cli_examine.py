@@ -89,23 +89,10 @@ def examine(
     typer.echo(describe(found))
     if out is not None:
         with whole_files(out.parent) as folder:
-            (folder / out.name).write_text(json.dumps(plain(found), indent=1, allow_nan=False), encoding="utf-8")
+            (folder / out.name).write_text(
+                json.dumps(examination.plain(found), indent=1, allow_nan=False), encoding="utf-8"
+            )
         typer.echo(f"Wrote {out}")
-
-
-def plain(value: Any) -> Any:
-    """Return nested dicts and lists with numpy numbers as Python's, and what is not finite as None."""
-    import numpy as np
-
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kronos_qlib.evaluation.ic import daily_rank_ic
 from kronos_qlib.evaluation.outcomes import LABELS, label_returns, realised_returns
 from kronos_qlib.evaluation.probability import ensemble_coverage
 from kronos_qlib.evaluation.references import REFERENCES, reference_columns
@@ -180,9 +182,9 @@ def examine(config: ExamineConfig, *, jobs: int = 1, progress: bool = True) -> d
         "checkpoint": describe_checkpoint(forecaster, config.source),
         "settings": describe_settings(config, prepared),
         "tokens": tokens,
-        "signals": _records(signals) + _records(own),
+        "signals": records(signals) + records(own),
         "correlation_with_mean_reversion": _correlations(scores, prepared.references["mean_reversion"]),
-        "calibration": _records(calibration),
+        "calibration": records(calibration),
         "calibrated_coverage": calibrated_coverage(config.sampling.n_paths),
         "cost": {"seconds": seconds, "windows": len(prepared.rows), "windows_per_second": len(prepared.rows) / seconds},
     }
@@ -250,15 +252,26 @@ def calibrated_coverage(n_paths: int) -> dict[str, float]:
 
 def _correlations(scores: pd.DataFrame, reference: pd.Series) -> dict[str, float]:
     """Mean over dates of the rank correlation with a reference."""
-    from kronos_qlib.evaluation.ic import daily_rank_ic
-
     return {str(name): float(daily_rank_ic(scores[name], reference).mean()) for name in scores}
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as plain dicts; NaN as None."""
     frame = table.reset_index().astype(object)
     return [
         {str(key): value for key, value in row.items()}
         for row in frame.where(frame.notna(), None).to_dict(orient="records")
     ]
+
+
+def plain(value: Any) -> Any:
+    """Return nested mappings and lists with numpy numbers as Python's, and what is not finite as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -130,6 +130,11 @@ class ReducedForecasts:
             if name != "signals":
                 getattr(self, name)[positions] = values
 
+    def select(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> ReducedForecasts:
+        """Return the figures of some windows."""
+        arrays = {name: values[kept] for name, values in vars(self).items() if name != "signals"}
+        return ReducedForecasts({name: values[kept] for name, values in self.signals.items()}, **arrays)
+
 
 def reduce_paths(paths: KlinePaths, truth: NDArray[np.float64], plan: ReductionPlan) -> ReducedForecasts:
     """Reduce one batch; truth is float64 (B, horizon) of cumulative returns (see ``realised_returns``)."""
