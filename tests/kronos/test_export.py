@@ -1,0 +1,67 @@
+"""Export: what is written is the published format and the same network; what only we compute is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_network import tiny_networks
+
+from kronos_qlib.kronos import CheckpointError, fingerprint, load_model, load_tokenizer, save_model, save_tokenizer
+from kronos_qlib.kronos.export import export_published
+
+# The arguments of the original's constructors, from its published config.json files.
+MODEL_KEYS = {
+    "s1_bits", "s2_bits", "n_layers", "d_model", "n_heads", "ff_dim", "ffn_dropout_p", "attn_dropout_p",
+    "resid_dropout_p", "token_dropout_p", "learn_te",
+}  # fmt: skip
+TOKENIZER_KEYS = {
+    "d_in", "d_model", "n_heads", "ff_dim", "n_enc_layers", "n_dec_layers", "ffn_dropout_p", "attn_dropout_p",
+    "resid_dropout_p", "s1_bits", "s2_bits", "beta", "gamma0", "gamma", "zeta", "group_size",
+}  # fmt: skip
+
+
+def write(folder: Path, rotary: str = "published", dtype: torch.dtype = torch.float32) -> Path:
+    networks = tiny_networks(dependency_rotary=rotary)
+    save_model(networks.model, folder / "model", dtype=dtype)
+    save_tokenizer(networks.tokenizer, folder / "tokenizer", dtype=dtype)
+    return folder
+
+
+def test_the_published_keys_only_and_the_same_weights_in_float32(tmp_path: Path) -> None:
+    source = write(tmp_path / "ours", dtype=torch.bfloat16)
+    folders = export_published(source, tmp_path / "published")
+    assert set(json.loads((folders["model"] / "config.json").read_text())) == MODEL_KEYS
+    assert set(json.loads((folders["tokenizer"] / "config.json").read_text())) == TOKENIZER_KEYS
+    assert fingerprint(load_model(folders["model"])) == fingerprint(load_model(source))
+    assert fingerprint(load_tokenizer(folders["tokenizer"])) == fingerprint(load_tokenizer(source))
+    tensors = load_file(folders["model"] / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    # names that the original's strict loading asks for, buffers included
+    assert {
+        "embedding.emb_s1.weight",
+        "dep_layer.cross_attn.q_proj.bias",
+        "transformer.0.self_attn.rotary.inv_freq",
+    } <= (set(tensors))
+    assert {"tokenizer.bsq.basis", "tokenizer.bsq.group_basis"} <= set(
+        load_file(folders["tokenizer"] / "model.safetensors")
+    )
+
+
+@pytest.mark.parametrize("rotary", ["rotated", "unrotated"])
+def test_a_variant_of_ours_is_refused_and_nothing_is_written(tmp_path: Path, rotary: str) -> None:
+    source = write(tmp_path / "ours", rotary)
+    with pytest.raises(ValueError, match=f"dependency_rotary='{rotary}'.*original would load"):
+        export_published(source, tmp_path / "published")
+    assert not (tmp_path / "published").exists()
+
+
+def test_the_checkpoint_itself_is_no_place_to_export_to(tmp_path: Path) -> None:
+    source = write(tmp_path / "ours", dtype=torch.bfloat16)
+    before = (source / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="export to another folder"):
+        export_published(source, source)
+    assert (source / "model" / "model.safetensors").read_bytes() == before
