@@ -1,0 +1,233 @@
+"""Factors of a universe: which rows, which weights, and the way from the forecast store to Qlib's rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kronos_qlib.alpha.factors import FACTORS
+from kronos_qlib.dataset import KlineDataset
+from kronos_qlib.forecast.crossfit import SeenBars, choose_weights, row_spans
+from kronos_qlib.forecast.cutoff import before_cutoff, card_date
+from kronos_qlib.forecast.forecaster import KronosForecaster
+from kronos_qlib.forecast.sources import PathFactorSource, TokenFactorSource
+from kronos_qlib.forecast.store import BuildReport, ForecastStore, Task
+from kronos_qlib.forecast.store_source import FactorSource, source_fingerprint, weights_of
+from kronos_qlib.forecast.store_verify import VerifyReport
+from kronos_qlib.forecast.token_factors import TOKEN_FACTORS
+from kronos_qlib.kronos.config import check_keys
+
+Rows = npt.NDArray[np.int64]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FactorSettings:
+    """Which factors are computed, and how.
+
+    Attributes
+    ----------
+    factors : tuple of str or None
+        Keys of ``alpha.factors.FACTORS`` and ``forecast.token_factors.TOKEN_FACTORS``; None: all of both.
+    embedding : tuple of str
+        Kinds of ``forecast.token_factors.EMBEDDINGS``.
+    horizon, n_paths, seed : int
+        Of the sampled forecasts.
+    block : int
+        Days that the token factors and embeddings of one forward pass answer for; 1: exact.
+    fit_end : date-like, optional
+        Last date that a learner will be fitted on: rows up to it get weights that never saw their bars, see
+        ``forecast.crossfit``. None: weights are chosen by their cutoff alone, as in live use.
+    allow_in_sample : bool
+        Give rows that every checkpoint has seen to the latest one, instead of an error.
+    """
+
+    factors: tuple[str, ...] | None = None
+    embedding: tuple[str, ...] = ()
+    horizon: int = 10
+    n_paths: int = 10
+    seed: int = 0
+    block: int = 10
+    fit_end: Any = None
+    allow_in_sample: bool = False
+
+    def __post_init__(self) -> None:
+        if self.factors is not None:
+            check_keys(self.factors, [*FACTORS, *TOKEN_FACTORS], "factors")
+
+    def path_factors(self) -> tuple[str, ...] | None:
+        """Return the path factors asked for; None: all that the forecast defines."""
+        return None if self.factors is None else tuple(name for name in self.factors if name in FACTORS)
+
+    def token_factors(self) -> tuple[str, ...]:
+        """Return the token factors asked for."""
+        wanted = TOKEN_FACTORS if self.factors is None else self.factors
+        return tuple(name for name in wanted if name in TOKEN_FACTORS)
+
+
+class FactorTable:
+    """Factors of the member rows of a dataset, kept in a forecast store.
+
+    A member row gets the values of its last traded bar, at most ``dataset.carry`` trading days old, as scores do.
+
+    Parameters
+    ----------
+    dataset : KlineDataset
+    segment : name or slice of dates
+    forecasters : one, or several from which each row gets weights that have not seen it.
+    settings : FactorSettings
+
+    Raises
+    ------
+    ValueError : unknown factors, no row with a window, rows that every checkpoint has seen.
+    """
+
+    def __init__(
+        self,
+        dataset: KlineDataset,
+        segment: str | slice,
+        forecasters: Sequence[KronosForecaster],
+        settings: FactorSettings,
+    ) -> None:
+        self.panel = dataset.panel
+        self.members = dataset.rows(segment)
+        self.rows: Rows = np.unique(self.members["row"].to_numpy())
+        self.rows = self.rows[self.rows >= 0]
+        if not len(self.rows):
+            raise ValueError(f"no member row of {segment} has a window; check the dates and the store's history")
+        self.calendar = dataset.handler.trading_calendar
+        chosen = self._choose(dataset, forecasters, settings)
+        self.groups: list[list[Task]] = [[], []]
+        for number, forecaster in enumerate(forecasters):
+            rows = self.rows[chosen == number]
+            if len(rows):
+                for group, source in zip(self.groups, self._sources(dataset, forecaster, settings), strict=True):
+                    group += [] if source is None else [(source, rows)]
+        self.groups = [group for group in self.groups if group]
+        if not self.groups:
+            raise ValueError("found no factor and no embedding to compute; ask for at least one")
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns, in the order of ``read``."""
+        return [name for group in self.groups for name in group[0][0].columns]
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Fingerprints of the sources in the store."""
+        return [source_fingerprint(source) for group in self.groups for source, _ in group]
+
+    def build(self, store: ForecastStore, *, jobs: int = 1, progress: bool = True) -> list[BuildReport]:
+        """Compute what the store does not have; one report for the path factors, one for the token factors."""
+        reports = []
+        for group in self.groups:
+            plans = store.plan(group, self.panel)
+            for plan in plans:
+                logger.info("%s", plan)
+            reports.append(store.build(group, self.panel, jobs=jobs, progress=progress, plans=plans))
+        return reports
+
+    def verify(self, store: ForecastStore, *, sample: int = 200, seed: int = 0) -> VerifyReport:
+        """Recompute a random sample of each source's rows and compare bit for bit."""
+        total = VerifyReport()
+        for group in self.groups:
+            total.add(store.verify(group, self.panel, sample=sample, seed=seed))
+        return total
+
+    def read(self, store: ForecastStore, columns: Sequence[str] | None = None, *, notes: bool = False) -> pd.DataFrame:
+        """Return the member rows' factors, float32, indexed (datetime, instrument).
+
+        Parameters
+        ----------
+        columns : None: all.
+        notes : add ``weights`` (fingerprint of the weights of each row, empty without a window) and ``age`` (bars of
+            the calendar since the bar that the values are from; -1 without).
+
+        Raises
+        ------
+        ValueError : unknown column, rows that the store does not have (build first).
+        """
+        wanted = self.columns if columns is None else list(columns)
+        check_keys(wanted, self.columns, "columns of factors")
+        values = np.full((len(self.rows) + 1, len(wanted)), np.nan, dtype=np.float32)  # the last row is no bar
+        weights = np.full(len(self.rows) + 1, "", dtype=object)
+        for group in self.groups:
+            names = [name for name in group[0][0].columns if name in wanted]
+            where = np.array([wanted.index(name) for name in names], dtype=np.int64)
+            for source, rows in group:
+                place = np.searchsorted(self.rows, rows)
+                weights[place] = weights_of(source)
+                if names:
+                    values[np.ix_(place, where)] = self._stored(store, source, rows, names)
+        row = self.members["row"].to_numpy()
+        at = np.where(row >= 0, np.searchsorted(self.rows, row), len(self.rows))
+        frame = pd.DataFrame(values[at], index=self.members.index, columns=wanted)
+        return frame.assign(weights=weights[at], age=self.members["age"]) if notes else frame
+
+    def _stored(self, store: ForecastStore, source: FactorSource, rows: Rows, names: list[str]) -> npt.NDArray[Any]:
+        times = pd.DatetimeIndex(self.panel.timestamps[rows])
+        codes = self.panel.instrument_names(rows)
+        found = store.read(names, times.min(), times.max(), sorted(set(codes)), sources=source_fingerprint(source))
+        place = found.index.get_indexer(pd.MultiIndex.from_arrays([times, codes]))
+        if (place < 0).any():
+            raise ValueError(
+                f"{int((place < 0).sum()):,} of {len(rows):,} rows are not in {store.folder}; build them first"
+            )
+        return found.to_numpy(dtype=np.float32)[place]
+
+    def _choose(self, dataset: KlineDataset, forecasters: Sequence[KronosForecaster], settings: FactorSettings) -> Rows:
+        """Return the number of the forecaster that each row is given to."""
+        if len(forecasters) == 1 and settings.fit_end is None:
+            cutoff = card_date(forecasters[0].card, "cutoff")
+            times = self.panel.timestamps[self.rows]
+            seen = 0 if cutoff is None else int(before_cutoff(times, cutoff).sum())
+            if seen:
+                logger.warning(
+                    "%d of %d rows are dated up to the checkpoint's cutoff %s: their factors are in-sample, and a "
+                    "learner fitted on them learns from what the weights remember",
+                    seen, len(times), cutoff.date() if cutoff is not None else None,
+                )  # fmt: skip
+            return np.zeros(len(self.rows), dtype=np.int64)
+        policy = dataset.window_policy(max(forecaster.lookback for forecaster in forecasters))
+        spans = row_spans(
+            self.panel, self.rows, policy=policy, horizon=settings.horizon, calendar=self.calendar, block=settings.block
+        )
+        seen_bars = [SeenBars.from_card(forecaster.card, forecaster.fingerprint) for forecaster in forecasters]
+        choice = choose_weights(seen_bars, spans, fit_end=settings.fit_end, allow_in_sample=settings.allow_in_sample)
+        if choice.in_sample.any():
+            logger.warning("%d of %d rows are in-sample", int(choice.in_sample.sum()), len(self.rows))
+        return choice.chosen
+
+    def _sources(
+        self, dataset: KlineDataset, forecaster: KronosForecaster, settings: FactorSettings
+    ) -> tuple[FactorSource | None, FactorSource | None]:
+        policy = dataset.window_policy(forecaster.lookback)
+        paths: FactorSource | None = None
+        tokens: FactorSource | None = None
+        if settings.path_factors() != ():
+            paths = PathFactorSource(
+                forecaster,
+                self.panel,
+                policy=policy,
+                horizon=settings.horizon,
+                sampling={"n_paths": settings.n_paths, "seed": settings.seed},
+                factors=settings.path_factors(),
+                calendar=self.calendar,
+            )
+        if settings.token_factors() or settings.embedding:
+            tokens = TokenFactorSource(
+                forecaster,
+                self.panel,
+                policy=policy,
+                factors=settings.token_factors(),
+                embedding=settings.embedding,
+                block=settings.block,
+                calendar=self.calendar,
+            )
+        return paths, tokens

@@ -1,0 +1,97 @@
+"""Further fields of a Qlib store: columns computed from its bars, as ``$names`` that every expression can use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kronos_qlib.market.store import METADATA_FILE, store_calendar, store_metadata, write_metadata
+from kronos_qlib.market.store_fields import STORE_FIELDS
+from kronos_qlib.market.store_files import feature_folder, replace_file
+from kronos_qlib.market.swap import changed_folder
+
+COLUMNS_KEY = "columns"
+
+
+def write_columns(
+    store: str | Path, frame: pd.DataFrame, *, prefix: str = "kronos_", about: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Write columns as fields of a store, all of them or none.
+
+    Parameters
+    ----------
+    store : path
+        A store that ``kronos-qlib ingest`` wrote. It is replaced by one that shares all other files (hard links).
+    frame : DataFrame
+        Indexed (datetime, instrument), on sessions of the store; numbers. A field is NaN on every session without a
+        row here, also where an earlier call had a value: these columns are replaced, not merged.
+    prefix : str
+        Put before each column's name; the fields are ``$<prefix><column>``, in lower case.
+    about : mapping
+        Noted in the store's metadata beside each field (where the values come from).
+
+    Returns
+    -------
+    list of str
+        Names of the fields, without ``$``.
+
+    Raises
+    ------
+    ValueError
+        No store of ours, names that Qlib cannot read or that are the store's own, rows off the store's sessions, a
+        row that occurs twice, instruments without bars in the store.
+    """
+    place = Path(store).expanduser()
+    metadata = store_metadata(place)
+    freq = metadata["freq"]
+    names = _names(frame, prefix)
+    sessions = store_calendar(place, freq, future=False)
+    position, codes, instruments = _places(frame, sessions)
+    absent = [code for code in instruments if not (place / "features" / feature_folder(code)).is_dir()]
+    if absent:
+        raise ValueError(f"{len(absent)} instruments have no bars in the store, first {absent[0]!r}; leave them out")
+    values = frame.to_numpy(dtype=np.float32)
+    with changed_folder(place, METADATA_FILE) as folder:
+        for path in (folder / "features").glob(f"*/{prefix}*.{freq}.bin"):
+            if path.name.removesuffix(f".{freq}.bin") in names:
+                path.unlink()  # of an instrument that has no row this time
+        order = np.lexsort((position, codes))
+        bounds = np.searchsorted(codes[order], np.arange(len(instruments) + 1))
+        for number, code in enumerate(instruments):
+            rows = order[bounds[number] : bounds[number + 1]]
+            first = int(position[rows[0]])
+            block = np.full((len(names), int(position[rows[-1]]) - first + 2), np.nan, dtype="<f4")
+            block[:, 0] = first
+            block[:, 1 + position[rows] - first] = values[rows].T
+            for name, column in zip(names, block, strict=True):
+                replace_file(folder / "features" / feature_folder(code) / f"{name}.{freq}.bin", column.tobytes())
+        noted = {**metadata.get(COLUMNS_KEY, {}), **{name: dict(about or {}) for name in names}}
+        write_metadata(folder, {**metadata, COLUMNS_KEY: noted})
+    return names
+
+
+def _names(frame: pd.DataFrame, prefix: str) -> list[str]:
+    names = [f"{prefix}{column}".lower() for column in frame.columns]
+    bad = [name for name in names if not re.fullmatch(r"[a-z_]\w*", name) or name in STORE_FIELDS]
+    if bad or len(set(names)) != len(names):
+        raise ValueError(f"found field names {bad or names}; expected distinct letters, digits and _, not a bar's own")
+    return names
+
+
+def _places(frame: pd.DataFrame, sessions: pd.DatetimeIndex) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return the session number and instrument number of each row, and the instruments."""
+    if list(frame.index.names) != ["datetime", "instrument"]:
+        raise ValueError(f"found a frame indexed {list(frame.index.names)}; expected (datetime, instrument)")
+    if frame.index.duplicated().any():
+        raise ValueError("found rows that occur twice; expected one a (datetime, instrument)")
+    times = pd.DatetimeIndex(frame.index.get_level_values("datetime")).as_unit("ns")
+    position = sessions.get_indexer(times)
+    if (position < 0).any():
+        raise ValueError(f"{times[position < 0][0]} is no session of the store; write columns of this store's bars")
+    codes, instruments = pd.factorize(frame.index.get_level_values("instrument"), sort=True)
+    return position, codes, [str(code) for code in instruments]

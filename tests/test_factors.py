@@ -1,0 +1,142 @@
+"""Factors of a universe, from the command line to Qlib's expressions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_market import LONG_HALT, SHORT_HALT, UNIVERSE, start_qlib, write_tiny_checkpoint, write_tiny_store
+from typer.testing import CliRunner
+
+from kronos_qlib.cli import app
+from kronos_qlib.dataset import KlineDataset
+from kronos_qlib.factors import FactorSettings, FactorTable
+from kronos_qlib.forecast.forecaster import KronosForecaster
+from kronos_qlib.forecast.store import ForecastStore
+from kronos_qlib.handler import KlineHandler
+
+START, END = "2020-07-27", "2020-08-14"
+LOOK = {"lookback": 32}
+NAMES = ("expected_return", "terminal_return_1", "surprise")
+CARD = {"lookback": 32, "max_context": 64}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qlib store and two checkpoints, of which one has seen what the other has not."""
+    folder = tmp_path_factory.mktemp("factors")
+    write_tiny_store(folder / "store")
+    write_tiny_checkpoint(folder / "early", 0, train_start="2015-01-01", cutoff="2016-12-31", **CARD)
+    write_tiny_checkpoint(folder / "late", 1, train_start="2020-06-15", cutoff="2020-08-05", **CARD)
+    return folder
+
+
+def options(places: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--store", str(places / "store"), "--out", str(out), "--checkpoint", str(places / "early"),
+        "--start", START, "--end", END, "--factors", ",".join(NAMES), "--n-paths", "2", "--horizon", "2",
+        "--block", "3", *more,
+    ]  # fmt: skip
+
+
+def invoke(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["factors", *arguments])
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result.output
+
+
+def table(places: Path, *checkpoints: str, **settings: object) -> FactorTable:
+    start_qlib(places / "store")
+    handler = KlineHandler(UNIVERSE, START, END, init_data=False)
+    dataset = KlineDataset(handler, segments={"all": (START, END)}, **LOOK)
+    chosen = FactorSettings(factors=NAMES, n_paths=2, horizon=2, block=3, **settings)
+    forecasters = [KronosForecaster.from_pretrained(places / name, device="cpu") for name in checkpoints]
+    return FactorTable(dataset, "all", forecasters, chosen)
+
+
+def test_the_commands_build_verify_list_and_remove(places: Path, tmp_path: Path) -> None:
+    out = tmp_path / "factors"
+    first = invoke("build", *options(places, out))
+    assert "the store has no source yet" in first
+    again = invoke("build", *options(places, out))
+    assert again.count("0 rows computed in") == 2
+    assert "0 rows differ" not in invoke("verify", *options(places, out), "--sample", "20")
+    assert "40 rows recomputed: 0 differ" in invoke("verify", *options(places, out), "--sample", "20")
+    assert "sampling.seed: 0 -> 1" in invoke("build", *options(places, out, "--seed", "1"))
+    listed = [line.split()[0] for line in invoke("ls", str(out)).splitlines() if not line.startswith(" ")]
+    assert len(listed) == 3  # two of sampled paths, one of tokens
+    assert "Removed" in invoke("rm", str(out), *listed[:2])
+    assert len(ForecastStore(out).ls()) == 1
+
+
+def test_two_processes_build_what_one_does(places: Path, tmp_path: Path) -> None:
+    factors = table(places, "early")
+    one, two = ForecastStore(tmp_path / "one"), ForecastStore(tmp_path / "two")
+    factors.build(one, progress=False)
+    group = factors.groups[0]
+    report = two.build(group, factors.panel, jobs=2, batch_rows=20, progress=False)
+    assert report.computed == len(factors.rows)
+    names = list(group[0][0].columns)
+    pd.testing.assert_frame_equal(two.read(), one.read(names, sources=report.fingerprints), check_exact=True)
+
+
+def test_member_rows_carry_the_last_bar(places: Path, tmp_path: Path) -> None:
+    factors = table(places, "early")
+    store = ForecastStore(tmp_path / "factors")
+    with pytest.raises(ValueError, match="no source"):
+        factors.read(store)
+    factors.build(store, progress=False)
+    frame = factors.read(store, notes=True)
+    assert list(frame.columns) == [*NAMES, "weights", "age"]
+    assert (frame.dtypes[list(NAMES)] == np.float32).all()
+    halted = frame.xs(SHORT_HALT[0], level="instrument").loc["2020-07-31":"2020-08-10"]
+    assert halted["age"].tolist() == [0, 1, 2, 3, 4, 5, 0]
+    assert halted["expected_return"].iloc[:6].nunique() == 1
+    assert halted["expected_return"].iloc[6] != halted["expected_return"].iloc[5]
+    assert set(frame["weights"]) == {KronosForecaster.from_pretrained(places / "early").fingerprint, ""}
+    assert (frame["weights"] == "").equals(frame["expected_return"].isna())
+    pd.testing.assert_frame_equal(factors.read(store, ["surprise"]), frame[["surprise"]])
+
+
+def test_each_row_gets_weights_that_have_not_seen_it(places: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="allow_in_sample"):
+        table(places, "late", fit_end="2020-12-31")
+    factors = table(places, "early", "late")  # nothing is fitted: the latest cutoff before the row
+    store = ForecastStore(tmp_path / "factors")
+    factors.build(store, progress=False)
+    frame = factors.read(store, notes=True)
+    frame = frame[frame["age"] == 0]
+    by_day = frame.groupby("datetime")["weights"].agg(["nunique", "first"])
+    assert (by_day["nunique"] == 1).all()
+    early, late = (KronosForecaster.from_pretrained(places / name).fingerprint for name in ("early", "late"))
+    assert (by_day["first"] == np.where(by_day.index <= "2020-08-05", early, late)).all()
+    assert len(store.ls()) == 4
+    assert table(places, "early", "late", fit_end="2020-12-31").fingerprints == table(places, "early").fingerprints
+
+
+def test_fields_are_features_of_the_qlib_store(places: Path, tmp_path: Path) -> None:
+    from qlib.data import D
+
+    store = write_tiny_store(tmp_path / "store")
+    told = invoke("build", *options(places, tmp_path / "factors", "--store", str(store), "--fields"))
+    assert "Wrote 3 fields" in told
+    factors = table(places, "early").read(ForecastStore(tmp_path / "factors"))
+    start_qlib(store)
+    expressions = ["$kronos_expected_return", "Mean($kronos_surprise, 3)", "$close"]
+    frame = D.features(["SH600002", SHORT_HALT[0], LONG_HALT[0]], expressions, START, END)
+    found = frame["$kronos_expected_return"].swaplevel().sort_index()
+    wanted = factors["expected_return"].reindex(found.index)
+    np.testing.assert_array_equal(found.to_numpy(dtype=np.float32), wanted.to_numpy())
+    one = factors["surprise"].xs("SH600002", level="instrument")
+    mean = frame.loc["SH600002"]["Mean($kronos_surprise, 3)"]
+    np.testing.assert_allclose(mean.to_numpy(), one.rolling(3, min_periods=1).mean().to_numpy(), rtol=1e-5)
+    before = (store / "features" / "sh600002" / "close.day.bin").read_bytes()
+    invoke("build", *options(places, tmp_path / "factors", "--store", str(store), "--fields"))
+    assert (store / "features" / "sh600002" / "close.day.bin").read_bytes() == before
+
+
+def test_unknown_factors_are_refused_with_the_nearest(places: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean 'surprise'"):
+        FactorSettings(factors=("suprise",))
