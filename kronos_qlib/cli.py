@@ -18,6 +18,7 @@ from kronos_qlib import (
     cli_checkpoint,
     cli_doctor,
     cli_examine,
+    cli_factors,
     cli_forecast,
     cli_market,
     cli_output,
@@ -46,6 +47,7 @@ app.command()(cli_signal.signal)
 app.command()(cli_examine.examine)
 app.command()(cli_sweep.sweep)
 app.command()(cli_rolling.rolling)
+app.add_typer(cli_factors.app, name="factors")
 app.command()(cli_train.pretrain)
 app.command()(cli_checkpoint.tokenizer_report)
 app.command()(cli_checkpoint.export)

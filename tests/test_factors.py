@@ -62,7 +62,6 @@ def test_the_commands_build_verify_list_and_remove(places: Path, tmp_path: Path)
     assert "the store has no source yet" in first
     again = invoke("build", *options(places, out))
     assert again.count("0 rows computed in") == 2
-    assert "0 rows differ" not in invoke("verify", *options(places, out), "--sample", "20")
     assert "40 rows recomputed: 0 differ" in invoke("verify", *options(places, out), "--sample", "20")
     assert "sampling.seed: 0 -> 1" in invoke("build", *options(places, out, "--seed", "1"))
     listed = [line.split()[0] for line in invoke("ls", str(out)).splitlines() if not line.startswith(" ")]

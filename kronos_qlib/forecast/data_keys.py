@@ -30,14 +30,14 @@ class BarHasher:
         packed["values"] = panel.values
         packed["time"] = panel.timestamps.astype("datetime64[ns]").astype(np.int64)
         self._width = packed.dtype.itemsize
-        self._bytes = memoryview(packed.tobytes())
+        self._bytes = packed.tobytes()  # no memoryview: sources go to other processes
 
     def keys(self, first: NDArray[np.int64], last: NDArray[np.int64], prefixes: Sequence[bytes]) -> NDArray[np.uint64]:
         """Hash the bars of rows ``first`` to ``last`` (both included) after a prefix each, uint64 (n,).
 
         ``NO_WINDOW`` where ``last`` is before ``first``.
         """
-        width, data, blake = self._width, self._bytes, hashlib.blake2b
+        width, data, blake = self._width, memoryview(self._bytes), hashlib.blake2b
         digests = bytearray()
         for start, end, prefix in zip((first * width).tolist(), ((last + 1) * width).tolist(), prefixes, strict=True):
             if end <= start:
