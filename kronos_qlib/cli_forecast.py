@@ -53,6 +53,7 @@ def forecast(
       kronos-qlib forecast btc.csv --calendar 24/7 --freq 5min --until 2026-01-15 --checkpoint my_kronos
     """
     from kronos_qlib import KronosForecaster, SamplingConfig
+    from kronos_qlib.forecast.cutoff import before_cutoff, card_date
     from kronos_qlib.market.adjust import adjust_bars
     from kronos_qlib.market.calendars import get_calendar
     from kronos_qlib.market.report import format_stamp
@@ -88,6 +89,9 @@ def forecast(
         .drop(columns="field")
         .to_string(index=False, float_format="{:g}".format)
     )
+    cutoff = card_date(forecaster.card, "cutoff")
+    if cutoff is not None and before_cutoff(history.index[-1:], cutoff).any():
+        typer.echo(f"The checkpoint's training data end on {cutoff:%Y-%m-%d}: it may have seen what it forecasts here.")
     typer.echo("Quantiles are those of the sampled paths; no calibration has been measured on this instrument.")
     typer.echo(f"Wrote paths.parquet, quantiles.csv and forecast.png to {out}")
 

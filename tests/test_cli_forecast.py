@@ -77,6 +77,16 @@ def test_the_last_traded_price_stays_as_traded(place: Path, tmp_path: Path, caps
     assert f"close {last:g}" in capsys.readouterr().out
 
 
+def test_a_date_that_the_weights_may_have_seen_is_said(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_market.write_tiny_checkpoint(tmp_path / "tiny", lookback=LOOKBACK, max_context=128, cutoff="2020-09-25")
+    given = ["--checkpoint", tmp_path / "tiny", "--instrument", STOCK, "--paths", 2, "--out", tmp_path / "out"]
+    for until, told in (("2020-09-25", True), ("2020-09-28", False)):
+        assert run("forecast", place / "bars.parquet", *given, "--until", until) == 0
+        assert ("training data end on 2020-09-25: it may have seen" in capsys.readouterr().out) is told
+
+
 def test_what_followed_is_not_seen(place: Path, tmp_path: Path) -> None:
     """A file that ends on the day gives the same paths as one that goes on."""
     assert run_forecast(place, tmp_path / "longer", "--until", "2020-09-25") == 0
