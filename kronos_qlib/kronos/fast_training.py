@@ -11,7 +11,7 @@ _LEVELS = 1 << 16
 
 @torch.library.custom_op("kronos_qlib::scaled_mask", mutates_args=())
 def scaled_mask(like: Tensor, dropped: int) -> Tensor:
-    """Draw a dropout mask in the dtype of ``like``: 0 for ``dropped`` of 65,536 elements, 1 / (share kept) for the rest.
+    """Draw a dropout mask in the dtype of ``like``: 0 for ``dropped`` of 65,536 elements, 1 / (share kept) else.
 
     Four elements share a 64-bit draw of torch's generator, which is four times as fast as a draw for each.
     """

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import NetworkConfig
+from .fast_training import Dropout, project
 
 ROTARY_BASE = 10000.0
 NORM_EPSILON = 1e-5
@@ -35,10 +36,11 @@ class FeedForward(nn.Module):
         self.w1 = nn.Linear(d_model, ff_dim, bias=False)
         self.w3 = nn.Linear(d_model, ff_dim, bias=False)
         self.w2 = nn.Linear(ff_dim, d_model, bias=False)
-        self.ffn_dropout = nn.Dropout(dropout)
+        self.ffn_dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+        gate, value = project(x, self.w1, self.w3)
+        return self.ffn_dropout(self.w2(F.silu(gate) * value))
 
 
 def inverse_frequencies(head_dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,9 +65,8 @@ def rotary_table(length: int, head_dim: int, device: torch.device, wide: bool) -
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the halves of the last axis; ``cos`` and ``sin`` broadcast against ``x`` (..., positions, head_dim)."""
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x * cos + turned * sin).type_as(x)
+    (first, second), (cos, _), (sin, _) = (part.chunk(2, dim=-1) for part in (x, cos, sin))
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
 
 
 class Rotary(nn.Module):
@@ -112,7 +113,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
         self.rotary = Rotary(self.head_dim)
         self.attn_dropout_p = attn_dropout
-        self.resid_dropout = nn.Dropout(resid_dropout)
+        self.resid_dropout = Dropout(resid_dropout)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, T, d_model) -> (B, n_heads, T, head_dim)."""
@@ -120,9 +121,11 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, memory: Tensor, *, causal: bool = True, rotary: bool = True) -> Tensor:
         """Attend from ``query`` (B, Tq, d) to ``memory`` (B, Tk, d); causal needs Tq = Tk."""
-        q = self.split_heads(self.q_proj(query))
-        k = self.split_heads(self.k_proj(memory))
-        v = self.split_heads(self.v_proj(memory))
+        if query is memory:
+            projected = project(memory, self.q_proj, self.k_proj, self.v_proj)
+        else:
+            projected = [self.q_proj(query), *project(memory, self.k_proj, self.v_proj)]
+        q, k, v = (self.split_heads(part) for part in projected)
         if rotary:
             q, k = self.rotary(q), self.rotary(k)
         dropout = self.attn_dropout_p if self.training else 0.0

@@ -49,7 +49,7 @@ def tiny_recipe(**changes: Any) -> PretrainRecipe:
     return PretrainRecipe(**{key: value for key, value in values.items() if value is not None})
 
 
-def tiny_panel() -> BarPanel:
+def tiny_frame() -> pd.DataFrame:
     """Three random walks over the sessions of 2010."""
     days = pd.bdate_range("2010-01-01", "2010-12-31")
     random = np.random.default_rng(7)
@@ -60,8 +60,13 @@ def tiny_panel() -> BarPanel:
         volume = random.lognormal(10, 0.5, len(days))
         bars = {"open": opened, "high": np.maximum(opened, close), "low": np.minimum(opened, close), "close": close}
         frames.append(pd.DataFrame({"datetime": days, "instrument": name, **bars, "volume": volume}))
-    frame = pd.concat(frames)
-    return BarPanel.from_frame(frame.assign(amount=frame["volume"] * frame["close"]), calendar=days)
+    frame = pd.concat(frames, ignore_index=True)
+    return frame.assign(amount=frame["volume"] * frame["close"])
+
+
+def tiny_panel() -> BarPanel:
+    """The random walks as a panel."""
+    return BarPanel.from_frame(tiny_frame(), calendar=pd.bdate_range("2010-01-01", "2010-12-31"))
 
 
 def tiny_corpus(folder: Path, recipe: PretrainRecipe | None = None) -> Corpus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,7 @@ def test_only_matrices_are_decayed() -> None:
 def test_the_rate_warms_up_and_cools_down() -> None:
     rates = [rate_at(step, steps=10, rate=1.0, warmup=4, final_fraction=0.1) for step in range(10)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[4:]))
     assert rate_at(10, steps=10, rate=1.0, warmup=4, final_fraction=0.1) == pytest.approx(0.1)
     assert rate_at(7, steps=10, rate=1.0, warmup=4, final_fraction=0.0) == pytest.approx(0.5)
 
