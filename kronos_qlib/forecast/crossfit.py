@@ -199,7 +199,7 @@ def _leak_message(candidates: Sequence[SeenBars], spans: RowSpans, leaking: NDAr
     return (
         f"{int(leaking.sum())} of {len(leaking)} rows, dated {dates.min()} to {dates.max()}, would get factors from "
         f"weights that have seen their window or label (fit_end {fit_end}; weights and what trained them: {seen}). Add "
-        "weights that were trained without these years (cross-fitting), leave such rows out, or say allow_in_sample: true"
+        "weights trained without these years (cross-fitting), leave such rows out, or say allow_in_sample: true"
     )
 
 
