@@ -18,9 +18,10 @@ from qlib.workflow.recorder import Recorder
 from kronos_qlib.evaluation.split import split_figures
 from kronos_qlib.forecast.cutoff import card_date
 from kronos_qlib.kronos.config import check_keys
+from kronos_qlib.report_record import KronosReportRecord as KronosReportRecord
 
 logger = get_module_logger("kronos_qlib.record")
-CARD_ARTIFACT, SIGNAL_ARTIFACT = "kronos_card.json", "kronos_signal.json"
+CUTOFF_ARTIFACT, SIGNAL_ARTIFACT = "kronos_cutoff.json", "kronos_signal.json"
 RECORD_KEYS = (
     "ana_long_short", "ann_scaler", "label_col", "skip_existing", "cutoff", "valid_end", "lags",
 )  # fmt: skip
@@ -77,7 +78,8 @@ class KronosSignalRecord(SigAnaRecord):
         With the predictions and labels of a ``SignalRecord``.
     ana_long_short, ann_scaler, label_col, skip_existing : see Qlib's ``SigAnaRecord``.
     cutoff, valid_end : date-like, optional
-        None: those of the card that ``KronosModel.fit`` saved in this recorder. Without either there is only ``all``.
+        None: those that ``KronosModel.predict`` saved in this recorder (of the checkpoint's card, or of the alpha head
+        in use, whichever is later). Without either there is only ``all``.
     lags : int, optional
         Newey–West lags; at least h - 1 for a label over h days. None: a rule by the number of days.
 
@@ -119,7 +121,7 @@ class KronosSignalRecord(SigAnaRecord):
         return objects
 
     def _dates(self) -> tuple[pd.Timestamp | None, pd.Timestamp | None]:
-        card = load_json(self.recorder, CARD_ARTIFACT).get("card", {})
+        card = load_json(self.recorder, CUTOFF_ARTIFACT)
         chosen = {**card, **{name: value for name, value in self.given.items() if value is not None}}
         cutoff = card_date(chosen, "cutoff")
         if cutoff is None:

@@ -14,7 +14,6 @@ from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.kronos.config import check_keys
 from kronos_qlib.report.contents import ReportInputs
-from kronos_qlib.report.page import render
 
 REPORT = "report.html"
 PIT_ARTIFACT = "path_pit.parquet"
@@ -72,6 +71,8 @@ class KronosReportRecord(ACRecordTemp):
         self.title, self.label_col, self.lags, self.control_seeds = title, label_col, lags, control_seeds
 
     def _generate(self, **_: Any) -> None:
+        from kronos_qlib.report.page import render  # matplotlib only when a page is drawn
+
         page = render(self.inputs())
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / REPORT

@@ -69,7 +69,7 @@ def headline(inputs: ReportInputs) -> pd.DataFrame:
     Returns
     -------
     DataFrame indexed by the figure's name: ``value``, ``low`` and ``high`` (95 %, from the Newey–West standard error),
-        ``t`` (Newey–West), ``unit`` (``number`` or ``percent``). NaN where a figure has no interval.
+        ``t`` (Newey–West), ``unit`` (``number``, ``ratio`` or ``percent``). NaN where a figure has no interval.
     """
     rows = {}
     series = {
@@ -78,14 +78,14 @@ def headline(inputs: ReportInputs) -> pd.DataFrame:
     }
     for name, daily in series.items():
         rows[name] = _mean_row(daily, inputs.lags, 1.0, "number")
-        rows[f"{name} / its daily spread (ICIR)"] = _plain(ic_summary(daily).icir, "number")
+        rows["ICIR, a day" if name == "IC" else "Rank ICIR, a day"] = _plain(ic_summary(daily).icir, "ratio")
     if inputs.backtest is not None:
         net = net_excess(inputs.backtest)
         rows["Net excess return a year"] = _mean_row(net, inputs.lags, float(TRADING_DAYS), "percent")
         spread = net.std(ddof=1)
         ratio = net.mean() / spread * TRADING_DAYS**0.5 if spread > 0 else float("nan")
-        rows["Information ratio after cost"] = _plain(ratio, "number")
-        rows["Deepest drawdown of it"] = _plain(drawdown(net).min(), "percent")
+        rows["Information ratio after cost"] = _plain(ratio, "ratio")
+        rows["Deepest drawdown"] = _plain(drawdown(net).min(), "percent")
         rows["Cost a year"] = _plain(inputs.backtest["cost"].mean() * TRADING_DAYS, "percent")
         rows["Turnover a day"] = _plain(inputs.backtest["turnover"].mean(), "percent")
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "t", "unit"])

@@ -31,10 +31,13 @@ img { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 0.9em; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 8px; text-align: right; border-bottom: 1px solid #e5e5e5; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 7em; }
+th { white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
+td.words { white-space: normal; }
 thead th { border-bottom: 2px solid #999; font-weight: 600; }
 .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .note { color: #555; font-size: 0.9em; }
+@media (max-width: 480px) { table { font-size: 0.75em; } th, td { padding: 5px 3px; } }
 .bad { color: #b03a2e; font-weight: 600; }
 """
 
@@ -75,11 +78,11 @@ def _introduction(inputs: ReportInputs, daily: pd.Series) -> str:
         {
             "figure": list(table.index),
             "value": [_value(value, unit) for value, unit in zip(table["value"], table["unit"], strict=True)],
+            "t": [f"{t:+.2f}" if np.isfinite(t) else "" for t in table["t"]],
             "95 % interval": [
-                f"{_value(low, unit)} to {_value(high, unit)}" if np.isfinite(low) else ""
+                f"{_rounded(low, unit)} to {_rounded(high, unit)}" if np.isfinite(low) else ""
                 for low, high, unit in zip(table["low"], table["high"], table["unit"], strict=True)
             ],
-            "t": [f"{t:+.2f}" if np.isfinite(t) else "" for t in table["t"]],
         }
     )
     facts = "".join(
@@ -131,8 +134,8 @@ def _trust(inputs: ReportInputs) -> Iterator[str]:
     yield _h("Worst days")
     yield _table(_worst(contents.worst_days(inputs)))
     yield _note(
-        "Rank IC is that of the scores two sessions before: a score of one close is traded at the next and earns on the "
-        "day after."
+        "return is the portfolio's, before cost. Rank IC is that of the scores two sessions before: a score of one "
+        "close is traded at the next and earns on the day after."
     )
     yield _h("Controls that must fail")
     table = contents.controls(inputs.score, inputs.label, inputs.control_seeds, inputs.lags)
@@ -183,7 +186,7 @@ def _years(table: pd.DataFrame) -> pd.DataFrame:
 
 def _worst(table: pd.DataFrame) -> pd.DataFrame:
     shown = pd.DataFrame({"day": [f"{day:%Y-%m-%d}" for day in table.index]})
-    names = {"net_excess": "net excess", "return": "portfolio", "bench": "benchmark", "cost": "cost"}
+    names = {"net_excess": "net excess", "return": "return", "bench": "bench"}
     for column, name in names.items():
         if column in table:
             shown[name] = [_value(value, "percent") for value in table[column]]
@@ -194,16 +197,25 @@ def _worst(table: pd.DataFrame) -> pd.DataFrame:
 def _value(value: float, unit: str) -> str:
     if not np.isfinite(value):
         return "–"
-    return f"{value:+.2%}" if unit == "percent" else f"{value:+.4f}"
+    return {"percent": f"{value:+.2%}", "ratio": f"{value:+.2f}"}.get(unit, f"{value:+.4f}")
+
+
+def _rounded(value: float, unit: str) -> str:
+    return f"{value:+.1%}" if unit == "percent" else f"{value:+.3f}"
 
 
 def _table(frame: pd.DataFrame) -> str:
     head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in frame.columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in frame.itertuples(index=False)
+        "<tr>" + "".join(_cell(str(cell)) for cell in row) + "</tr>" for row in frame.itertuples(index=False)
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    # words may break over lines on a narrow screen, figures and intervals may not
+    words = ' class="words"' if text[:1].isalpha() else ""
+    return f"<td{words}>{html.escape(text)}</td>"
 
 
 def _picture(figure: Figure, words: str) -> str:
