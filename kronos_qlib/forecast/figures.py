@@ -67,12 +67,20 @@ def _signal_row(
         row |= {name: summary.mean, f"{name}_error": _error(summary), f"{name}_t": summary.newey_west_t}
     row["n_days"] = ic_summary(daily["rank_ic"]).n_days
     if references is not None:
-        groups = {"reversal": [name for name in REVERSAL if name in references]}
-        table = attribution(signal, label, references, groups=groups, newey_west_lags=lags)
-        for name, removed in (("after_reversal", "reversal"), ("after_all", "everything")):
-            row |= {name: table["rank_ic"].to_dict()[removed], f"{name}_t": table["rank_ic_t"].to_dict()[removed]}
-        row["explained"] = table["explained"].to_dict()["everything"]
+        row |= _without_references(signal, label, references, lags)
     return row
+
+
+def _without_references(signal: pd.Series, label: pd.Series, references: pd.DataFrame, lags: int) -> dict[str, float]:
+    """What :func:`attribution` leaves, NaN where no entry has everything (a label beyond the last bar)."""
+    complete = np.isfinite(signal) & np.isfinite(label) & np.isfinite(references).all(axis=1)
+    names = ("after_reversal", "after_reversal_t", "after_all", "after_all_t", "explained")
+    if not complete.any():
+        return dict.fromkeys(names, float("nan"))
+    groups = {"reversal": [name for name in REVERSAL if name in references]}
+    table = attribution(signal, label, references, groups=groups, newey_west_lags=lags).to_dict()
+    values = [table[column][removed] for removed in ("reversal", "everything") for column in ("rank_ic", "rank_ic_t")]
+    return dict(zip(names, [*values, table["explained"]["everything"]], strict=True))
 
 
 def _error(summary: ICSummary) -> float:
