@@ -250,6 +250,7 @@ class KronosModel(Model):
         save_frame(recorder, "score_age.parquet", self._score_age)
         if self._before_cutoff is not None:
             save_frame(recorder, "before_cutoff.parquet", self._before_cutoff.to_frame())
+            save_json(recorder, "kronos_cutoff.json", {key: self._last_day(key) for key in ("cutoff", "valid_end")})
         if self._token_drift is not None:
             save_json(recorder, "token_drift.json", self._token_drift.to_dict())
 
@@ -296,13 +297,13 @@ class KronosModel(Model):
         if trained is not None and trained != longest:
             logger.warning("windows hold up to %d bars, the checkpoint was trained on %s", longest, trained)
 
-    def _cutoff(self) -> pd.Timestamp | None:
-        """Last day that the network, or the alpha head in use, was trained on."""
+    def _last_day(self, key: str = "cutoff") -> pd.Timestamp | None:
+        """Last day that the network, or the alpha head in use, was trained on (``valid_end``: chosen by)."""
         cards = [self.forecaster.card, *([self.head.card] if self.signal == HEAD_SIGNAL else [])]
-        return max((day for card in cards if (day := card_date(card, "cutoff")) is not None), default=None)
+        return max((day for card in cards if (day := card_date(card, key)) is not None), default=None)
 
     def _mark_cutoff(self, index: pd.Index) -> None:
-        cutoff = self._cutoff()
+        cutoff = self._last_day()
         if cutoff is None:
             self._before_cutoff = None
             return
