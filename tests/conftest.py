@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# a deadline would make a property fail on a busy machine, where nothing is wrong
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 SHARED = Path(os.environ.get("KRONOS_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
