@@ -3,8 +3,8 @@ of path factors beside their sampling.
 
     python benchmarks/factors.py --store STORE --checkpoint CHECKPOINT
 
-Seconds are CPU seconds of all threads, so that other work on the machine counts little (wall seconds on a GPU). Prints a
-table, and the same as JSON on the last line. Exact mode is the reference: a window of its own for every row.
+Seconds are CPU seconds of all threads, so that other work on the machine counts little (wall seconds on a GPU). Prints
+a table, and the same as JSON on the last line. Exact mode is the reference: a window of its own for every row.
 Block mode runs the network once for up to K bars. Agreement is the rank correlation over the instruments of a date,
 averaged over dates. Small by default (about 2,000 rows); ``--instruments`` and the dates make it larger.
 """
