@@ -33,6 +33,7 @@ QLIB_SIDE = {
     "rolling",
     "examine",
     "sweep",
+    "factors",
     "sweep_backtest",
     "report_record",
     "rolling_config",
