@@ -116,10 +116,25 @@ def publish_merged(
         recorder.save_objects(**{"pred.pkl": prediction, "label.pkl": label, "config": dict(config)})
         table = plan_table(tuple(rolls)).assign(recorder=list(recorders))
         save_json(recorder, "rolls.json", {"rolls": table.to_dict("records"), **options})
+        for place in common_artifacts(folders):
+            recorder.save_objects(local_path=str(place))
         for record in usable_records(config["task"].get("record", [])):
             made = init_instance_by_config(record, recorder=recorder, default_module="qlib.workflow.record_temp")
             made.generate()
     return recorder
+
+
+def common_artifacts(folders: Sequence[Path]) -> list[Path]:
+    """Return the JSON artifacts that every roll has with the same content, such as the card of one checkpoint."""
+    first, *others = [folder / ARTIFACTS for folder in folders]
+    return [
+        place
+        for place in sorted(first.glob("*.json"))
+        if all(
+            (other / place.name).is_file() and (other / place.name).read_bytes() == place.read_bytes()
+            for other in others
+        )
+    ]
 
 
 def usable_records(records: Any) -> list[Any]:

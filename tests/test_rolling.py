@@ -22,7 +22,7 @@ from kronos_qlib.evaluation.ic import daily_ic
 from kronos_qlib.model import KronosModel
 from kronos_qlib.rolling import KronosRolling
 from kronos_qlib.rolling_config import RollingOptions, load_workflow
-from kronos_qlib.rolling_publish import merge_rolls, usable_records
+from kronos_qlib.rolling_publish import common_artifacts, merge_rolls, usable_records
 from kronos_qlib.rolling_worker import PREDICTION, run_roll
 
 STEP = 20
@@ -183,7 +183,10 @@ def test_kronos_rolls_to_the_bit_as_it_scores_at_once(store: Path, tmp_path: Pat
     pd.testing.assert_series_equal(run.predictions()["score"], whole, check_exact=True, check_index_type=False)
     log = json.loads((run.folder(run.rolls[0]) / "log.json").read_text(encoding="utf-8"))
     assert log["params"]["kronos.mode"] == "zero-shot"
-    assert (run.folder(run.rolls[0]) / "artifacts" / "kronos_card.json").is_file()
+    folders = [run.folder(roll) for roll in run.rolls]
+    assert "kronos_card.json" in [place.name for place in common_artifacts(folders)]
+    (folders[1] / "artifacts" / "kronos_card.json").write_text("{}")
+    assert "kronos_card.json" not in [place.name for place in common_artifacts(folders)]
 
 
 class CountingModel(Model):

@@ -37,6 +37,7 @@ CSI300 = [
     "kronos_zero_shot_csi300",
     "kronos_zero_shot_csi300_3m",
     "lightgbm_alpha158_csi300",
+    "rolling_lightgbm_alpha158_csi300",
 ]
 
 
