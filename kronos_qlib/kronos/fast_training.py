@@ -36,13 +36,12 @@ class Dropout(nn.Dropout):
 
 
 def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """Apply several linear layers to one input: in one product where a bfloat16 network trains, one by one elsewhere.
+    """Apply several linear layers to one input: in one product under autocast, one by one elsewhere.
 
     Layers that something has wrapped or replaced (adapters) are always called as they are.
     """
     plain = [layer for layer in layers if type(layer) is nn.Linear]
-    training = torch.is_grad_enabled() and torch.is_autocast_enabled(x.device.type)
-    if not training or len(plain) < len(layers):
+    if not torch.is_autocast_enabled(x.device.type) or len(plain) < len(layers):
         return [layer(x) for layer in layers]
     weight = torch.cat([layer.weight for layer in plain])
     biases = [layer.bias for layer in plain if layer.bias is not None]
