@@ -94,12 +94,16 @@ class Backtester:
         238 days), ``net_excess_error`` (Newey–West), ``information_ratio`` and ``max_drawdown`` after cost,
         ``turnover`` a day (value traded over value held, both ways), ``cost`` a year, ``days``.
         """
+        return backtest_figures(self.report(score))
+
+    def report(self, score: pd.Series) -> pd.DataFrame:
+        """Qlib's daily report of a backtest: ``return``, ``bench``, ``cost``, ``turnover`` … as shares of the account."""
         strategy = TopkDropoutStrategy(signal=score, topk=self.config.topk, n_drop=self.config.n_drop)
         report, _ = backtest_daily(
             self.start, self.end, strategy, account=self.config.account, benchmark=self.config.benchmark,
             exchange_kwargs={"exchange": self._exchange},
         )  # fmt: skip
-        return backtest_figures(report)
+        return report
 
 
 def backtest_figures(report: pd.DataFrame) -> dict[str, float]:

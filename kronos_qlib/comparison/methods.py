@@ -1,0 +1,171 @@
+"""Which methods there are: entries of a YAML file, so that a new row of the table is one more entry."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kronos_qlib.kronos.config import check_keys
+
+REGISTRY = Path(__file__).with_name("methods.yaml")
+KINDS = ("qlib", "column", "lagged", "shuffled_scores", "shuffled_labels")
+FAMILIES = ("baseline", "reference", "kronos", "control")
+METHOD_KEYS = (
+    "title", "family", "kind", "task", "of", "column", "sign", "lag", "needs", "seeds", "budget", "not_run", "variants",
+    "stops_on_valid",
+)  # fmt: skip
+SEED = "<SEED>"
+# What the runner knows by itself; any other text in angle brackets is given by the caller.
+BUILT_IN = (
+    "SEED", "THREADS", "UNIVERSE", "TRAIN_START", "TRAIN_END", "VALID_START", "VALID_END", "SEGMENT_START",
+    "SEGMENT_END",
+)  # fmt: skip
+OF_QLIB = ("MODEL", "DATASET", "PRED")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One entry of the registry.
+
+    Attributes
+    ----------
+    name, title : key, and what the table calls it.
+    family : ``baseline`` (Qlib's learners), ``reference`` (simple rules), ``kronos``, ``control``.
+    kind : ``qlib``: ``task`` has a Qlib model and dataset. ``column``: ``column`` of the reference columns, times
+        ``sign``. ``lagged``: the scores of method ``of``, ``lag`` sessions late. ``shuffled_scores``: those dealt out
+        at random within each date; ``shuffled_labels``: those judged against labels dealt out so.
+    needs : modules that must be importable.
+    seeds : for models that have one: run for each. Others run once, with seed 0.
+    budget : seconds that a run may take; beyond them it is stopped and listed as not run.
+    not_run : a reason; such an entry is only listed.
+    variants : how many variants were tried on valid before this one was chosen, itself included.
+    stops_on_valid : whether fitting uses the valid segment's labels (early stopping): its valid figures flatter it.
+    """
+
+    name: str
+    title: str
+    family: str
+    kind: str = "qlib"
+    task: Mapping[str, Any] = field(default_factory=dict)
+    of: str = ""
+    column: str = ""
+    sign: float = 1.0
+    lag: int = 20
+    needs: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    budget: float = 600.0
+    not_run: str = ""
+    variants: int = 1
+    stops_on_valid: bool = False
+
+    def __post_init__(self) -> None:
+        where = f"method {self.name!r}"
+        check_keys([self.kind], KINDS, f"{where}: kind")
+        check_keys([self.family], FAMILIES, f"{where}: family")
+        if self.kind == "qlib" and not self.not_run and not {"model", "dataset"} <= set(self.task):
+            raise ValueError(f"{where}: a task needs model and dataset, found {sorted(self.task)}")
+        if self.kind not in ("qlib", "column") and not self.of:
+            raise ValueError(f"{where}: kind {self.kind} needs `of`, the method whose scores it takes")
+        if not self.seeds or self.variants < 1 or not self.budget > 0 or self.lag < 0:
+            raise ValueError(
+                f"{where}: expected at least one seed and variant, a budget above 0 and a lag of 0 or more"
+            )
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the task has a seed to set."""
+        return SEED in _texts(self.task)
+
+    def placeholders(self) -> list[str]:
+        """Names in angle brackets that the caller must give, sorted; seed and threads are not among them."""
+        return sorted({name for text in _texts(self.task) if (name := _placeholder(text))} - set(BUILT_IN))
+
+    def configuration(self) -> dict[str, Any]:
+        """What the scores depend on, with placeholders: the same on every machine."""
+        return {
+            "kind": self.kind, "task": self.task, "of": self.of, "column": self.column, "sign": self.sign,
+            "lag": self.lag if self.kind == "lagged" else 0,
+        }  # fmt: skip
+
+    def missing_modules(self) -> list[str]:
+        """Modules of ``needs`` that are not installed."""
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+
+
+def read_methods(paths: Sequence[Path] = (REGISTRY,)) -> dict[str, Method]:
+    """Read registries, later ones adding to and overriding earlier ones.
+
+    A registry is a YAML mapping from name to entry; a top-level key that begins with a dot is a place for YAML anchors.
+
+    Raises
+    ------
+    ValueError : no mapping, an unknown key (the nearest known is named), a malformed entry, ``of`` that names nobody.
+    """
+    methods: dict[str, Method] = {}
+    for path in paths:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{path}: found {type(content).__name__}; expected a mapping from method to entry")
+        for name, entry in content.items():
+            if not str(name).startswith("."):
+                methods[str(name)] = _method(str(name), entry, path)
+    for method in methods.values():
+        if method.of:
+            check_keys([method.of], methods, f"method {method.name!r}: of")
+    return methods
+
+
+def choose(methods: Mapping[str, Method], names: Sequence[str]) -> list[Method]:
+    """Return the named methods in the registry's order, all of them without names; a source comes before its user."""
+    check_keys(list(names), methods, "--methods")
+    chosen = [method for method in methods.values() if not names or method.name in names]
+    return sorted(chosen, key=lambda method: bool(method.of))
+
+
+def fill(value: Any, given: Mapping[str, Any]) -> Any:
+    """Replace every text ``<NAME>`` that is in ``given`` by its value, in nested mappings and lists.
+
+    Raises
+    ------
+    ValueError : a placeholder that nobody gave.
+    """
+    if isinstance(value, Mapping):
+        return {key: fill(item, given) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [fill(item, given) for item in value]
+    name = _placeholder(value) if isinstance(value, str) else ""
+    if not name:
+        return value
+    if name not in given:
+        raise ValueError(f"nothing was given for <{name}>; use --set {name}=VALUE")
+    return given[name]
+
+
+def _method(name: str, entry: Any, path: Path) -> Method:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{path}: method {name!r} is {type(entry).__name__}; expected a mapping")
+    check_keys(entry, METHOD_KEYS, f"{path}: method {name!r}")
+    values = dict(entry)
+    for key in ("needs", "seeds"):
+        if key in values:
+            values[key] = tuple(values[key])
+    return Method(name=name, **({"title": name} | values))
+
+
+def _placeholder(text: str) -> str:
+    """Name of a placeholder, empty for any other text."""
+    name = text[1:-1] if text.startswith("<") and text.endswith(">") else ""
+    return name if name.isidentifier() and name not in OF_QLIB else ""
+
+
+def _texts(value: Any) -> set[str]:
+    if isinstance(value, Mapping):
+        return set().union(*map(_texts, value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(_texts, value))
+    return {value} if isinstance(value, str) else set()

@@ -1,0 +1,170 @@
+"""The README's table and figures, made from the rows alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kronos_qlib.comparison.methods import Method
+from kronos_qlib.comparison.rows import Row, read_rows
+
+START, END = "<!-- alpha-table:start -->", "<!-- alpha-table:end -->"
+TITLES = {"baseline": "Qlib's learners", "kronos": "Kronos", "reference": "Simple rules", "control": "Controls"}
+ORDER = ("kronos", "baseline", "reference", "control")
+HEAD = (
+    "| method | Rank IC (t) | IC | Rank ICIR | net excess return a year | IR | max drawdown | turnover a day | seeds |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+NAMES = {"valid": "valid, 2015–2016", "test": "test, 2017–2020"}
+
+
+def render(results: Path, readme: Path, methods: Mapping[str, Method]) -> list[Path]:
+    """Write the table between the markers of ``readme``, and ``figures/alpha_<segment>.png`` beside the rows.
+
+    Returns
+    -------
+    Files written.
+
+    Raises
+    ------
+    ValueError : no rows, or no markers.
+    """
+    rows = read_rows(results / "alpha.csv")
+    if not rows:
+        raise ValueError(f"{results / 'alpha.csv'} has no rows; run methods first")
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(replace_table(text, table_text(rows, methods), readme), encoding="utf-8")
+    written = [readme]
+    for segment in dict.fromkeys(row.segment for row in rows):
+        path = results / "figures" / f"alpha_{segment}.png"
+        draw(path, [row for row in rows if row.segment == segment and row.status == "done"], methods, segment)
+        written.append(path)
+    return written
+
+
+def replace_table(text: str, table: str, place: Path) -> str:
+    """Put a table between the markers."""
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+        raise ValueError(f"{place} needs the markers {START} and {END}, each once and in this order")
+    before, rest = text.split(START)
+    return f"{before}{START}\n{table.rstrip()}\n{END}{rest.split(END)[1]}"
+
+
+def table_in(text: str) -> str:
+    """What stands between the markers; empty without them."""
+    found = re.search(re.escape(START) + r"\n(.*?)\n" + re.escape(END), text, re.DOTALL)
+    return found.group(1) if found else ""
+
+
+def table_text(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
+    """Markdown of all segments, test first; a method with seeds has the mean and standard deviation over them."""
+    parts = []
+    for segment in ("test", "valid"):
+        mine = [row for row in rows if row.segment == segment]
+        if mine:
+            parts.append(_segment_text(mine, methods, segment))
+    return "\n\n".join(parts)
+
+
+def _segment_text(rows: Sequence[Row], methods: Mapping[str, Method], segment: str) -> str:
+    done = [row for row in rows if row.status == "done"]
+    lines = [f"**{NAMES[segment]}**", "", *HEAD]
+    for family in ORDER:
+        groups = _by_method([row for row in done if row.family == family])
+        if groups:
+            lines.append(f"| *{TITLES[family]}* | | | | | | | | |")
+        ordered = sorted(groups.items(), key=lambda item: -_mean([row.rank_ic for row in item[1]]))
+        lines += [_line(_title(name, group, methods), group) for name, group in ordered]
+    notes = _notes(done)
+    if notes:
+        lines += ["", notes]
+    for name, group in _by_method([row for row in rows if row.status == "not run"]).items():
+        lines += ["", f"Not run: {methods[name].title if name in methods else name} ({group[0].reason})."]
+    return "\n".join(lines)
+
+
+def _line(title: str, rows: Sequence[Row]) -> str:
+    rank_ic = f"{_spread([row.rank_ic for row in rows], 4)} ({_mean([row.rank_ic_t for row in rows]):.1f})"
+    cells = [
+        title, rank_ic, _number(_mean([row.ic for row in rows]), 4), _number(_mean([row.rank_icir for row in rows]), 3),
+        _percent([row.net_excess_return for row in rows]), _number(_mean([row.information_ratio for row in rows]), 2),
+        _percent([row.max_drawdown for row in rows]), _percent([row.turnover for row in rows]), str(len(rows)),
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def _title(name: str, rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
+    title = methods[name].title if name in methods else name
+    seen = {row.trained_on_segment for row in rows}
+    if "yes" in seen:
+        title += " †"
+    elif "unknown" in seen:
+        title += " ‡"
+    return title + " §" * any(row.stopped_on_segment == "yes" for row in rows)
+
+
+def _notes(rows: Sequence[Row]) -> str:
+    notes = []
+    if any(row.trained_on_segment == "yes" for row in rows):
+        notes.append("† weights were trained on dates of this segment.")
+    if any(row.trained_on_segment == "unknown" for row in rows):
+        notes.append("‡ it is not known which dates the weights were trained on.")
+    if any(row.stopped_on_segment == "yes" for row in rows):
+        notes.append("§ training was stopped by this segment's labels, which flatters the figures.")
+    return " ".join(notes)
+
+
+def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.method, []).append(row)
+    return groups
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    text = _number(_mean(values), digits)
+    return text if len(values) < 2 else f"{text} ± {_number(float(np.std(values, ddof=1)), digits)}"
+
+
+def _number(value: float, digits: int) -> str:
+    """As the project writes numbers below 1: without the zero before the point; a dash where there is none."""
+    if math.isnan(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return re.sub(r"^(-?)0\.", r"\1.", text)
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean = _mean(values)
+    return "–" if math.isnan(mean) else f"{100 * mean:.1f} %"
+
+
+def draw(path: Path, rows: Sequence[Row], methods: Mapping[str, Method], segment: str) -> None:
+    """Draw Rank IC with 95 % Newey–West intervals (mean over seeds), best first."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups = sorted(_by_method(rows).items(), key=lambda item: _mean([row.rank_ic for row in item[1]]))
+    colours = {"kronos": "tab:red", "baseline": "tab:blue", "reference": "tab:gray", "control": "tab:olive"}
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.3 * len(groups)), layout="constrained")
+    for height, (_, group) in enumerate(groups):
+        mean = _mean([row.rank_ic for row in group])
+        error = 1.96 * _mean([abs(row.rank_ic / row.rank_ic_t) for row in group])
+        axes.errorbar(mean, height, xerr=error, fmt="o", color=colours[group[0].family], capsize=3)
+    axes.set_yticks(range(len(groups)), [_title(name, group, methods) for name, group in groups])
+    axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.set_xlabel("Rank IC, mean over days, with 95 % interval (Newey–West)")
+    axes.set_title(f"CSI300, {NAMES[segment]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": ""})
+    plt.close(figure)

@@ -1,0 +1,81 @@
+"""What a run keeps outside git: scores, daily series, and the fitted model, so that nothing is computed twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+SCORES, DAILY, TASK, RAW, FIT = "scores.parquet", "daily.parquet", "task.json", "raw.parquet", "params.pkl"
+
+
+class State:
+    """A folder: ``runs/<task key>/`` with scores and daily series, ``fits/<fit key>/`` with fitted models."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser()
+
+    def run(self, key: str) -> Path:
+        """Folder of a run."""
+        return self.folder / "runs" / key
+
+    def fit(self, key: str) -> Path:
+        """Folder of a fitted model, made when asked for."""
+        place = self.folder / "fits" / key
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def has(self, key: str) -> bool:
+        """Whether a run was kept whole."""
+        return (self.run(key) / TASK).is_file()
+
+    def keep(self, key: str, task: Mapping[str, Any], scores: pd.Series, daily: pd.DataFrame) -> None:
+        """Keep a run; the description comes last, so that a folder without it is unfinished."""
+        place = self.run(key)
+        place.mkdir(parents=True, exist_ok=True)
+        scores.to_frame("score").to_parquet(place / SCORES)
+        daily.to_parquet(place / DAILY)
+        partial = place / f"{TASK}.partial"
+        partial.write_text(json.dumps(task, indent=1, default=str), encoding="utf-8")
+        os.replace(partial, place / TASK)
+
+    def scores(self, key: str) -> pd.Series:
+        """Laid-out scores of a run; ValueError where it was not kept here."""
+        self._check(key)
+        return pd.read_parquet(self.run(key) / SCORES)["score"]
+
+    def daily(self, key: str) -> pd.DataFrame:
+        """Daily series of a run, by ``datetime``."""
+        self._check(key)
+        return pd.read_parquet(self.run(key) / DAILY)
+
+    def keep_bench(self, segment: str, label: pd.Series, groups: pd.DataFrame) -> None:
+        """Keep what the rows are judged by: labels (NaN where a row is not judged), and columns to group names by."""
+        place = self.folder / "bench"
+        place.mkdir(parents=True, exist_ok=True)
+        groups.assign(label=label).to_parquet(place / f"{segment}.parquet")
+
+    def label(self, segment: str) -> pd.Series:
+        """Labels of the judged rows, NaN elsewhere."""
+        return self._bench(segment)["label"]
+
+    def groups(self, segment: str) -> pd.DataFrame:
+        """Columns to group names by."""
+        return self._bench(segment).drop(columns="label")
+
+    def _bench(self, segment: str) -> pd.DataFrame:
+        path = self.folder / "bench" / f"{segment}.parquet"
+        if not path.is_file():
+            raise ValueError(f"the state folder {self.folder} has no run on {segment}; run a method there first")
+        return pd.read_parquet(path)
+
+    def _check(self, key: str) -> None:
+        if not self.has(key):
+            raise ValueError(
+                f"the state folder {self.folder} has no run {key}: its row was made elsewhere; take that folder, or "
+                "remove the row and run it again"
+            )

@@ -1,0 +1,131 @@
+"""One Qlib method, fitted and asked for scores, in a process of its own: memory goes back, and budgets can be kept."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from qlib.model.base import Model
+from qlib.utils import init_instance_by_config
+
+from kronos_qlib.comparison.methods import fill
+from kronos_qlib.comparison.state import FIT, RAW
+from kronos_qlib.comparison.task import Task
+from kronos_qlib.examine import open_store
+from kronos_qlib.rolling_recorder import record_to
+
+ERROR = "error.txt"
+
+
+class NotRun(Exception):
+    """A method that could not be run; the message is the reason that the table gives."""
+
+
+def run_method(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path) -> pd.Series:
+    """Run a Qlib method in a fresh process and return its raw scores.
+
+    Parameters
+    ----------
+    task : of kind ``qlib``. given : values of its placeholders. fit_folder : a fitted model is kept in and taken from.
+    folder : scratch.
+
+    Raises
+    ------
+    NotRun : beyond the method's budget, or it failed; the last line of its error is in the message.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR).unlink(missing_ok=True)
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(task, dict(given), fit_folder, folder))
+    process.start()
+    process.join(task.method.budget)
+    if process.is_alive():
+        process.terminate()
+        process.join()
+        raise NotRun(f"stopped after its budget of {task.method.budget:g} s")
+    if process.exitcode != 0:
+        error = folder / ERROR
+        text = error.read_text(encoding="utf-8").strip() if error.is_file() else f"exit code {process.exitcode}"
+        raise NotRun(f"failed: {text.splitlines()[-1][:200]}")
+    return pd.read_parquet(folder / RAW)["score"]
+
+
+def build(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The Qlib model and dataset of a task, placeholders filled and the protocol's dates, members and segments set.
+
+    The segment to be scored is Qlib's ``test`` (some models score nothing else); ``valid`` is what learners stop on.
+    """
+    protocol = task.protocol
+    first, last = protocol.span(task.segment)
+    names = {
+        "SEED": task.seed, "THREADS": task.threads, "UNIVERSE": protocol.universe,
+        "TRAIN_START": protocol.train[0], "TRAIN_END": protocol.train[1],
+        "VALID_START": protocol.valid[0], "VALID_END": protocol.valid[1], "SEGMENT_START": first, "SEGMENT_END": last,
+    }  # fmt: skip
+    filled: dict[str, Any] = fill(task.method.task, names | dict(given))
+    dataset = filled["dataset"]
+    handler = dataset["kwargs"]["handler"]
+    handler["kwargs"] = {
+        "instruments": protocol.universe, "start_time": protocol.train[0], "end_time": last,
+        "fit_start_time": protocol.train[0], "fit_end_time": protocol.train[1],
+    } | handler.get("kwargs", {})  # fmt: skip
+    dataset["kwargs"]["segments"] = {"train": protocol.train, "valid": protocol.valid, "test": (first, last)}
+    return filled
+
+
+def compute_scores(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path) -> pd.Series:
+    """Fit (or take the kept fit of) a task's model in this process, and score its segment."""
+    _seed(task.seed)
+    log = folder / "log"
+    shutil.rmtree(log, ignore_errors=True)
+    filled = build(task, given)
+    kept = fit_folder / FIT
+    with record_to(log):
+        dataset = init_instance_by_config(filled["dataset"])
+        if kept.is_file():
+            model = pickle.loads(kept.read_bytes())
+        else:
+            model = init_instance_by_config(filled["model"], accept_types=Model)
+            model.fit(dataset)
+        scores = model.predict(dataset)
+    if isinstance(scores, pd.DataFrame):  # TRA gives its score among other columns
+        scores = scores["score"] if "score" in scores else scores.iloc[:, 0]
+    if not kept.is_file():
+        partial = fit_folder / f"{FIT}.partial"
+        partial.write_bytes(pickle.dumps(model))
+        os.replace(partial, kept)
+    return scores.rename("score")
+
+
+def _work(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path) -> None:
+    logging.getLogger("kronos_qlib").setLevel(logging.WARNING)
+    try:
+        _limit_threads(task.threads)
+        open_store(task.store)
+        compute_scores(task, given, fit_folder, folder).to_frame().to_parquet(folder / RAW)
+    except Exception:
+        (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def _limit_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _seed(seed: int) -> None:
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  Qlib's models draw from numpy's global generator
+    torch.manual_seed(seed)
