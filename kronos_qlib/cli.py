@@ -15,6 +15,7 @@ import typer
 
 from kronos_qlib import (
     __version__,
+    cli_benchmark,
     cli_checkpoint,
     cli_doctor,
     cli_examine,
@@ -47,6 +48,7 @@ app.command()(cli_signal.signal)
 app.command()(cli_examine.examine)
 app.command()(cli_sweep.sweep)
 app.command()(cli_rolling.rolling)
+app.command()(cli_benchmark.benchmark)
 app.add_typer(cli_factors.app, name="factors")
 app.command()(cli_train.pretrain)
 app.command()(cli_checkpoint.tokenizer_report)

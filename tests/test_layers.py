@@ -35,6 +35,7 @@ QLIB_SIDE = {
     "sweep",
     "factors",
     "sweep_backtest",
+    "comparison",
     "report_record",
     "rolling_config",
     "rolling_horizon",

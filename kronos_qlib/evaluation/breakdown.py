@@ -78,10 +78,9 @@ def by_year(daily: pd.DataFrame) -> pd.DataFrame:
             for name, found in summaries.items()
             for key, value in (("mean", found.mean), ("t", found.newey_west_t), ("days", found.n_days))
         }
-    table = pd.DataFrame.from_dict(years, orient="index").rename_axis("year")
-    if len(table):
-        table.columns = pd.MultiIndex.from_tuples(list(table.columns))
-    return table
+    columns = pd.MultiIndex.from_product([[str(name) for name in daily], ["mean", "t", "days"]])
+    values = [[row[column] for column in columns] for row in years.values()]
+    return pd.DataFrame(values, columns=columns, index=pd.Index(list(years), name="year"))
 
 
 def by_group(
