@@ -18,8 +18,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _VALUE, _PERMUTATION, _SHIFT = np.uint64(1), np.uint64(2), np.uint64(3)
 
 
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Finaliser of splitmix64: a bijection whose outputs pass statistical tests on counter inputs."""
+def mix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Finaliser of splitmix64, uint64 to uint64: a bijection whose outputs pass statistical tests on counter inputs."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -27,7 +27,7 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _absorb(state: NDArray[np.uint64], word: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
     """Fold one more word into the hash state (broadcasting)."""
-    return _mix((state ^ _mix(np.asarray(word) + _GOLDEN)) + _GOLDEN)
+    return mix64((state ^ mix64(np.asarray(word) + _GOLDEN)) + _GOLDEN)
 
 
 def _hash(seed: int, keys: NDArray[np.uint64], domain: np.uint64, *shape: int) -> NDArray[np.uint64]:

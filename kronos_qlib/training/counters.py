@@ -7,17 +7,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kronos_qlib.kronos.uniforms import mix64
+
 WordArray = npt.NDArray[np.uint64]
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS: Final = 8
-
-
-def _mix(z: WordArray) -> WordArray:
-    """Finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection of 64-bit words."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def hash_words(*words: npt.ArrayLike) -> WordArray:
@@ -25,7 +20,7 @@ def hash_words(*words: npt.ArrayLike) -> WordArray:
     state = np.zeros(1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for word in words:
-            state = _mix((state ^ _mix(np.asarray(word).astype(np.uint64) + _GOLDEN)) + _GOLDEN)
+            state = mix64((state ^ mix64(np.asarray(word).astype(np.uint64) + _GOLDEN)) + _GOLDEN)
     return state
 
 
@@ -61,5 +56,5 @@ def _feistel(words: WordArray, bits: int, keys: list[WordArray]) -> WordArray:
     left, right = words >> half, words & mask
     with np.errstate(over="ignore"):
         for key in keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
+            left, right = right, left ^ (mix64(right + key) & mask)
     return (left << half) | right
