@@ -20,6 +20,7 @@ from kronos_qlib import (
     cli_doctor,
     cli_examine,
     cli_factors,
+    cli_finetune,
     cli_forecast,
     cli_market,
     cli_output,
@@ -51,6 +52,7 @@ app.command()(cli_rolling.rolling)
 app.command()(cli_benchmark.benchmark)
 app.add_typer(cli_factors.app, name="factors")
 app.command()(cli_train.pretrain)
+app.command()(cli_finetune.finetune)
 app.command()(cli_checkpoint.tokenizer_report)
 app.command()(cli_checkpoint.export)
 app.command()(cli_doctor.doctor)

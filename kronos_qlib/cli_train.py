@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import sys
@@ -15,6 +16,7 @@ from kronos_qlib.cli_output import check_output_folder
 if TYPE_CHECKING:
     from kronos_qlib.training.corpus import Corpus
     from kronos_qlib.training.distributed import Processes
+    from kronos_qlib.training.finetune_recipe import FinetuneRecipe
     from kronos_qlib.training.recipe import PretrainRecipe
 
 
@@ -64,11 +66,11 @@ def pretrain(
     if processes.first:
         for name, figures in card["valid_figures"].items():
             typer.echo(f"{name}: " + ", ".join(f"{key} {value:.6g}" for key, value in figures.items()))
-        typer.echo(f"Wrote {out}")
+        typer.echo(f"Wrote {out} and {write_picture(out)}")
 
 
 def open_corpus(
-    recipe: PretrainRecipe,
+    recipe: PretrainRecipe | FinetuneRecipe,
     bars: list[Path],
     valid_bars: list[Path],
     store: Path | None,
@@ -98,6 +100,14 @@ def open_corpus(
             raise ValueError("no bars: give --bars FILE, --store FOLDER, or --corpus of an earlier run")
     processes.barrier()
     return Corpus.open(folder)
+
+
+def write_picture(out: Path) -> Path:
+    """Draw a checkpoint folder's ``curves.json`` as ``curves.png`` beside it."""
+    from kronos_qlib.plots import plot_curves, save_figure
+
+    curves = json.loads((out / "curves.json").read_text(encoding="utf-8"))
+    return save_figure(plot_curves(curves), out / "curves.png")
 
 
 def command_line() -> str:

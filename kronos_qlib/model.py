@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from qlib.log import get_module_logger
-from qlib.model.base import Model
+from qlib.model.base import ModelFT
+from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.alpha.signals import check_signal, compute_signal
 from kronos_qlib.dataset import KlineDataset
@@ -23,13 +22,22 @@ from kronos_qlib.kronos.config import check_keys
 from kronos_qlib.market.windows import WindowPolicy
 from kronos_qlib.model_head import SIGNAL as HEAD_SIGNAL
 from kronos_qlib.model_head import check_head, check_windows, fit_head, keep_head, open_head
+from kronos_qlib.model_settings import (
+    check_context,
+    kline_dataset,
+    lasting_location,
+    read_sampling,
+    run_parameters,
+    whole_number,
+)
+from kronos_qlib.model_training import ModelTraining, check_training, train_on
 from kronos_qlib.record import active_recorder, log_parameters, save_frame, save_json
 from kronos_qlib.training.alpha_files import TrainedHead
 from kronos_qlib.training.alpha_head import HeadTraining
 
 MODEL_KEYS = (
     "model", "tokenizer", "revision", "lookback", "horizon", "signal", "signal_kwargs", "sampling", "max_context",
-    "device", "dtype", "tokenizer_revision", "alpha_head",
+    "device", "dtype", "tokenizer_revision", "alpha_head", "training",
 )  # fmt: skip
 logger = get_module_logger("kronos_qlib.model")
 
@@ -38,8 +46,10 @@ class CheckpointChangedError(ValueError):
     """The checkpoint at the stored location is not the one the model was pickled with."""
 
 
-class KronosModel(Model):
-    """Zero-shot Kronos: ``fit`` checks and records, ``predict`` forecasts every window and scores it.
+class KronosModel(ModelFT):
+    """Kronos, zero-shot or fine-tuned: ``fit`` checks and records, ``predict`` forecasts every window and scores it.
+
+    With ``training`` settings ``fit`` fine-tunes the checkpoint on the dataset's segments train and valid first.
 
     A score dated t uses bars up to and including t and is tradable from the next session on.
 
@@ -69,6 +79,9 @@ class KronosModel(Model):
         With ``signal: alpha_head``: the head's folder; or settings
         (:class:`kronos_qlib.training.alpha_head.HeadTraining`), with which ``fit`` trains one on the dataset's segments
         train and valid. None: the folder ``alpha_head`` beside the checkpoint.
+    training : dict, optional
+        With it, ``fit`` fine-tunes the checkpoint, and :meth:`finetune` goes on from there; see
+        :class:`kronos_qlib.model_training.ModelTraining`. None: zero-shot.
 
     Raises
     ------
@@ -81,12 +94,16 @@ class KronosModel(Model):
     """
 
     # Names with an underscore are left out of pickles; an unpickled model finds these and loads again.
+    # A pickle of before there was training finds the first two.
+    training: ModelTraining | None = None
+    tuned_folder: str | None = None
     _forecaster: KronosForecaster | None = None
     _score_age: pd.DataFrame | None = None
     _before_cutoff: pd.Series | None = None
     _token_drift: TokenDrift | None = None
     _warned_cutoff: bool = False
     _head: TrainedHead | None = None
+    _recorded: str | None = None
 
     def __init__(
         self,
@@ -103,6 +120,7 @@ class KronosModel(Model):
         dtype: str = "float32",
         tokenizer_revision: str | None = None,
         alpha_head: str | dict[str, Any] | HeadTraining | None = None,
+        training: dict[str, Any] | ModelTraining | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -112,16 +130,16 @@ class KronosModel(Model):
                 "KronosModel: no checkpoint; set model to a folder, bundled:NAME or a hub id "
                 "(the workflows take it from the environment variable KRONOS_CHECKPOINT)"
             )
-        self.model = _lasting_location(model)
+        self.model = lasting_location(model)
         # an empty text is what a workflow's unset environment variable leaves
-        self.tokenizer = _lasting_location(tokenizer) if tokenizer else None
+        self.tokenizer = lasting_location(tokenizer) if tokenizer else None
         self.revision, self.tokenizer_revision = revision or None, tokenizer_revision or None
-        self.lookback = _whole("lookback", lookback)
-        self.horizon = _whole("horizon", horizon) or 10
+        self.lookback = whole_number("lookback", lookback)
+        self.horizon = whole_number("horizon", horizon) or 10
         self.signal = signal
         self.signal_kwargs = dict(signal_kwargs or {})
-        self.sampling = _sampling(sampling)
-        self.max_context = _whole("max_context", max_context)
+        self.sampling = read_sampling(sampling)
+        self.max_context = whole_number("max_context", max_context)
         self.device, self.dtype = device, dtype
         if signal != HEAD_SIGNAL:
             check_signal(signal, horizon=self.horizon, n_paths=self.sampling.n_paths, options=self.signal_kwargs)
@@ -130,16 +148,21 @@ class KronosModel(Model):
         self.alpha_head = check_head(signal, alpha_head)
         self.head_folder = self.alpha_head if isinstance(self.alpha_head, str) else None
         self.head_fingerprint: str | None = None
+        self.training = check_training(training)
+        self.tuned_folder = None
         self.fingerprint: str | None = None
 
     @property
     def forecaster(self) -> KronosForecaster:
         """The loaded network; raises :class:`CheckpointChangedError` when it is not the one of :meth:`fit`."""
         if self._forecaster is None:
+            base = {
+                "model": self.model, "tokenizer": self.tokenizer, "revision": self.revision,
+                "tokenizer_revision": self.tokenizer_revision,
+            }  # fmt: skip
             loaded = KronosForecaster.from_pretrained(
-                model=self.model, tokenizer=self.tokenizer, revision=self.revision, lookback=self.lookback,
+                **({"model": self.tuned_folder} if self.tuned_folder else base), lookback=self.lookback,
                 max_context=self.max_context, device=self.device, dtype=self.dtype,
-                tokenizer_revision=self.tokenizer_revision,
             )  # fmt: skip
             self._refuse_change(loaded.fingerprint)
             self._forecaster = loaded
@@ -164,11 +187,13 @@ class KronosModel(Model):
         return self._head
 
     def fit(self, dataset: KlineDataset, reweighter: Any = None) -> None:
-        """Check that the run can work, and record what will be run; nothing is trained.
+        """Check that the run can work, and record what will be run; train only what the settings say.
 
         The checkpoint is loaded, the dataset's windows must fit it, and the test segment must hold rows. With a Qlib
         recorder active, parameters are logged as ``kronos.*`` and the card is saved as ``kronos_card.json``.
-        With ``alpha_head`` settings a head is trained on the segments train and valid; it is saved as the artifact
+        With ``training`` settings the checkpoint is fine-tuned on the segments train and valid; it is saved as the
+        artifact ``checkpoint/`` (and to ``out``) with its curves, and scores and a pickle of this model refer to it.
+        With ``alpha_head`` settings a head is trained on the same segments; it is saved as the artifact
         ``alpha_head/`` (and to ``out``), and a pickle of this model refers to it.
 
         Raises
@@ -176,19 +201,44 @@ class KronosModel(Model):
         ValueError : the checkpoint does not load, does not fit, or the dataset is of another kind.
         """
         if reweighter is not None:
-            raise ValueError("KronosModel in zero-shot mode trains nothing and takes no reweighter; remove it")
-        dataset = _kline_dataset(dataset)
+            raise ValueError("KronosModel weighs every window alike and takes no reweighter; remove it")
+        if self.training is not None:
+            self._forecaster, self.tuned_folder, self.fingerprint = None, None, None
+        self._prepare(dataset, tune=self.training is not None)
+
+    def finetune(self, dataset: KlineDataset) -> None:
+        """Go on from the weights of now (of the last ``fit`` or ``finetune``, else the checkpoint's) on a dataset.
+
+        As :meth:`fit` with ``training`` settings, which must be there; Qlib's protocol ``ModelFT``, for rolling runs.
+        """
+        if self.training is None:
+            raise ValueError(
+                "KronosModel.finetune: there are no training settings; set training, such as predictor: {epochs: 1}"
+            )
+        self._prepare(dataset, tune=True, again=True)
+
+    def _prepare(self, dataset: KlineDataset, *, tune: bool, again: bool = False) -> None:
+        dataset, recorder = kline_dataset(dataset), active_recorder()
         self._policy(dataset)
         dataset.members("test")
-        forecaster = self.forecaster
-        self.fingerprint = forecaster.fingerprint
-        self._check_context(dataset)
-        recorder = active_recorder()
+        if tune and self.training is not None:
+            tuned = train_on(dataset, self._policy(dataset), self.training, self.forecaster, recorder, apart=again)
+            self._forecaster, self.tuned_folder = tuned.forecaster, tuned.folder
+            self._warned_cutoff = False
+        self.fingerprint = self.forecaster.fingerprint
+        check_context(self._policy(dataset), self.horizon, self.forecaster)
         if recorder is not None:
-            log_parameters(recorder, "kronos", self._parameters(dataset))
-            save_json(recorder, "kronos_card.json", {"fingerprint": self.fingerprint, "card": forecaster.card})
+            self._record_settings(dataset, recorder)
         if self.signal == HEAD_SIGNAL:
             self._fit_head(dataset)
+
+    def _record_settings(self, dataset: KlineDataset, recorder: Recorder) -> None:
+        # MLflow takes a parameter once: what a second training in the same run changes is in the card
+        if self._recorded != recorder.id:
+            log_parameters(recorder, "kronos", run_parameters(self, dataset, self._policy(dataset)))
+            self._recorded = recorder.id
+        card = {"fingerprint": self.fingerprint, "card": self.forecaster.card}
+        save_json(recorder, "kronos_card.json", card)
 
     def _fit_head(self, dataset: KlineDataset) -> None:
         if isinstance(self.alpha_head, HeadTraining):
@@ -213,7 +263,7 @@ class KronosModel(Model):
         that has drifted away from what the weights know is warned of. With a recorder active all three are saved:
         ``score_age.parquet``, ``before_cutoff.parquet`` and ``token_drift.json``.
         """
-        dataset = _kline_dataset(dataset)
+        dataset = kline_dataset(dataset)
         rows = dataset.rows(segment)
         self._mark_cutoff(rows.index)
         unique, inverse = np.unique(rows["row"].to_numpy(), return_inverse=True)
@@ -279,23 +329,9 @@ class KronosModel(Model):
     def _refuse_change(self, found: str) -> None:
         if self.fingerprint is not None and found != self.fingerprint:
             raise CheckpointChangedError(
-                f"The checkpoint at {self.model} has fingerprint {found}, but the model was fitted with "
-                f"{self.fingerprint}: put the old weights back, or fit again"
+                f"The checkpoint at {self.tuned_folder or self.model} has fingerprint {found}, but the model was "
+                f"fitted with {self.fingerprint}: put the old weights back, or fit again"
             )
-
-    def _check_context(self, dataset: KlineDataset) -> None:
-        longest, limit = self._policy(dataset).lookback, self.forecaster.max_context
-        if self.horizon >= limit:
-            raise ValueError(f"KronosModel: horizon {self.horizon} must be below the network's context of {limit} bars")
-        if longest + self.horizon > limit:
-            logger.warning(
-                "lookback %d + horizon %d exceeds the context of %d: the window slides and is recomputed at every "
-                "step, which is exact but slow",
-                longest, self.horizon, limit,
-            )  # fmt: skip
-        trained = self.forecaster.card.get("lookback")
-        if trained is not None and trained != longest:
-            logger.warning("windows hold up to %d bars, the checkpoint was trained on %s", longest, trained)
 
     def _last_day(self, key: str = "cutoff") -> pd.Timestamp | None:
         """Last day that the network, or the alpha head in use, was trained on (``valid_end``: chosen by)."""
@@ -317,43 +353,3 @@ class KronosModel(Model):
                 "(before_cutoff marks the rows, KronosSignalRecord splits the figures)",
                 stacklevel=3,
             )
-
-    def _parameters(self, dataset: KlineDataset) -> dict[str, Any]:
-        windows = {f"window.{key}": value for key, value in self._policy(dataset).to_dict().items()}
-        sampling = {f"sampling.{key}": value for key, value in self.sampling.to_dict().items()}
-        return {
-            "mode": "zero-shot", "checkpoint": self.model, "tokenizer": self.tokenizer, "revision": self.revision,
-            "tokenizer_revision": self.tokenizer_revision,
-            "fingerprint": self.fingerprint, "cutoff": self.forecaster.card.get("cutoff"), "horizon": self.horizon,
-            "signal": self.signal, "signal_kwargs": self.signal_kwargs, "max_context": self.forecaster.max_context,
-            "dtype": self.dtype, "carry": dataset.carry, **windows, **sampling,
-        }  # fmt: skip
-
-
-def _kline_dataset(dataset: Any) -> KlineDataset:
-    if isinstance(dataset, KlineDataset):
-        return dataset
-    raise ValueError(
-        f"KronosModel needs a KlineDataset, got {type(dataset).__name__}; "
-        "set class: KlineDataset, module_path: kronos_qlib.dataset"
-    )
-
-
-def _sampling(given: Any) -> SamplingConfig:
-    if isinstance(given, SamplingConfig):
-        return given
-    if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"KronosModel: sampling must be a mapping such as n_paths: 10, got {given!r}")
-    return SamplingConfig(**(given or {}))
-
-
-def _whole(name: str, value: Any) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"KronosModel: {name} must be a whole number >= 1, got {value!r}")
-    return value
-
-
-def _lasting_location(location: str) -> str:
-    # A folder is remembered by its full path, so that a pickle still finds it from another working directory.
-    path = Path(location).expanduser()
-    return str(path.resolve()) if path.exists() else str(location)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -188,6 +188,36 @@ def plot_coarse_tokens(
     below.set_xlim(-1, len(order))
     for axes in (above, middle):
         axes.axhline(0, color="black", linewidth=0.5)
+    return figure
+
+
+def plot_curves(curves: Mapping[str, Mapping[str, Any]], title: str = "Training") -> Figure:
+    """Draw what ``curves.json`` of a training says: loss on train and valid by step, and the rate below.
+
+    Parameters
+    ----------
+    curves : network name -> ``entries`` (one mapping a validation, with ``step``, ``rate``, ``train_loss``,
+        ``valid_loss``) and ``best_step``, which is marked.
+
+    Raises
+    ------
+    ValueError : no network, or one without a validation.
+    """
+    if not curves or not all(history["entries"] for history in curves.values()):
+        raise ValueError("there is no validation to draw: train at least one step")
+    figure = Figure(figsize=(5.5 * len(curves), 5.5), layout="constrained")
+    columns = figure.subplots(2, len(curves), sharex="col", height_ratios=[4, 1], squeeze=False).T
+    for (name, history), (above, below) in zip(curves.items(), columns, strict=True):
+        entries = pd.DataFrame(history["entries"])
+        for part, colour in (("train", "grey"), ("valid", FORECAST)):
+            above.plot(entries["step"], entries[f"{part}_loss"], color=colour, marker=".", label=part)
+        above.axvline(history["best_step"], color=RISE, linewidth=0.8, linestyle=":", label="kept")
+        above.set_title(f"{title}: {name}")
+        above.set_ylabel("loss")
+        above.legend(frameon=False)
+        below.plot(entries["step"], entries["rate"], color="grey")
+        below.set_ylabel("rate")
+        below.set_xlabel("step")
     return figure
 
 

@@ -26,6 +26,8 @@ ALLOWED = {
 QLIB_SIDE = {
     "model",
     "model_head",
+    "model_settings",
+    "model_training",
     "handler",
     "dataset",
     "loader",
@@ -35,6 +37,8 @@ QLIB_SIDE = {
     "sweep",
     "factors",
     "sweep_backtest",
+    "kronos_alpha",
+    "processor",
     "comparison",
     "report_record",
     "rolling_config",

@@ -66,6 +66,27 @@ class Configuration(Settings):
     model: ModelConfig
 
 
+class Parent(Settings):
+    """Weights that others were fine-tuned from.
+
+    Attributes
+    ----------
+    fingerprint : str
+        ``<model>-<tokenizer>``.
+    train_start, cutoff : date or None
+        What they had learned from; the child's card spans it too.
+    parent : Parent or None
+        Where they had been fine-tuned themselves.
+    """
+
+    name: str | None = None
+    fingerprint: str = Field(min_length=1)
+    universe: str | None = None
+    train_start: datetime.date | None = None
+    cutoff: datetime.date
+    parent: Parent | None = None
+
+
 class CheckpointCard(Settings):
     """Facts about a checkpoint; anything missing, unknown or contradictory is a ValueError.
 
@@ -92,6 +113,8 @@ class CheckpointCard(Settings):
         Token histograms and clip shares of context bars of the training span.
     recipe : dict
         Everything else that fixes the weights: steps, rates, seed.
+    parent : Parent or None
+        Of fine-tuned weights: those that they began as.
     """
 
     card_version: Literal[1] = 1
@@ -116,6 +139,7 @@ class CheckpointCard(Settings):
     command: str = Field(min_length=1)
     commit: str = Field(min_length=1)
     recipe: dict[str, Any] = Field(default_factory=dict)
+    parent: Parent | None = None
 
     @model_validator(mode="after")
     def _dates_in_order(self) -> Self:
@@ -187,6 +211,7 @@ def make_card(
     command: str,
     commit: str | None = None,
     recipe: Mapping[str, Any] | None = None,
+    parent: Parent | None = None,
 ) -> CheckpointCard:
     """Make the card of two networks that were just trained.
 
@@ -226,6 +251,7 @@ def make_card(
         command=command,
         commit=commit or source_commit(),
         recipe=dict(recipe or {}),
+        parent=parent,
     )
 
 
