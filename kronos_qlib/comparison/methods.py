@@ -41,7 +41,7 @@ class Method:
         at random within each date; ``shuffled_labels``: those judged against labels dealt out so.
     needs : modules that must be importable.
     seeds : for models that have one: run for each. Others run once, with seed 0.
-    budget : seconds that a run may take; beyond them it is stopped and listed as not run.
+    budget : CPU seconds that a run's own process may take; beyond them it is stopped and listed as not run.
     not_run : a reason; such an entry is only listed.
     variants : how many variants were tried on valid before this one was chosen, itself included.
     stops_on_valid : whether fitting uses the valid segment's labels (early stopping): its valid figures flatter it.

@@ -74,8 +74,8 @@ def judge_probability(
     halves = {name: _learn(d, truth, _early(dates, horizon, half=True)) for name, d in found.items()}
     used = halves if segment == "valid" else calibrations
     table = probability_table(found, truth, dates, _group_columns(bench, rows), used, judged, horizon)
-    stamps: dict[str, Any] = {"segment": segment, "commit": current_commit(), "data": bench.store_fingerprint, "every": every,
-              "n_paths": n_paths if location else 0, "checkpoint": weights.fingerprint,
+    stamps: dict[str, Any] = {"segment": segment, "commit": current_commit(), "data": bench.store_fingerprint,
+              "every": every, "n_paths": n_paths if location else 0, "checkpoint": weights.fingerprint,
               "trained_on_segment": weights.seen(bench.start)}  # fmt: skip
     for position, (name, value) in enumerate(stamps.items()):
         table.insert(position, name, value)

@@ -33,7 +33,7 @@ class Row:
     ic … rank_ic_t : means over days, mean / std, and Newey–West t.
     excess_return, net_excess_return : a year over the benchmark, before and after cost. information_ratio (a year),
         max_drawdown : after cost. turnover : value traded a day over value held, both ways.
-    seconds : wall time of the run.
+    seconds, cpu_seconds : wall time of the run; CPU time of its process and of judging it.
     """
 
     method: str
@@ -67,6 +67,7 @@ class Row:
     max_drawdown: float
     turnover: float
     seconds: float
+    cpu_seconds: float
 
     def __post_init__(self) -> None:
         where = f"row {self.method} ({self.segment}, seed {self.seed})"

@@ -112,19 +112,20 @@ class Runner:
         return None
 
     def _run(self, task: Task) -> Row:
-        began = time.perf_counter()
+        began, own = time.perf_counter(), time.process_time()
         try:
-            score, label = self._scores(task)
+            score, label, cpu = self._scores(task)
         except NotRun as reason:
-            return self._row(task, str(reason), {}, time.perf_counter() - began)
+            return self._row(task, str(reason), {}, time.perf_counter() - began, time.process_time() - own)
         figures, daily = self.bench.judge(score, label)
         described = {"method": task.method.configuration(), "name": task.method.name, "seed": task.seed,
                      "segment": task.segment, "protocol": task.protocol.to_dict(), "commit": self.commit}  # fmt: skip
         self.state.keep(task.key, described, score, daily)
-        return self._row(task, "", figures, time.perf_counter() - began)
+        cpu += time.process_time() - own
+        return self._row(task, "", figures, time.perf_counter() - began, cpu)
 
-    def _scores(self, task: Task) -> tuple[pd.Series, pd.Series | None]:
-        """Laid-out scores, and the label to judge by where it is not the bench's."""
+    def _scores(self, task: Task) -> tuple[pd.Series, pd.Series | None, float]:
+        """Laid-out scores, the label to judge by where it is not the bench's, and CPU seconds of another process."""
         method = task.method
         if method.not_run:
             raise NotRun(method.not_run)
@@ -133,20 +134,23 @@ class Runner:
         if absent := [name for name in method.placeholders() if name not in self.given(method)]:
             raise NotRun(f"needs --set {absent[0]}=VALUE")
         if method.kind == "column":
-            return self.bench.lay_out(method.sign * self._column(method)), None
+            return self.bench.lay_out(method.sign * self._column(method)), None, 0.0
         if method.kind == "qlib":
             scaled = _with_budget(task, self.config.budget_scale)
-            raw = run_method(
-                scaled, self.given(method), self.state.fit(task.fit_key), self.state.folder / "scratch" / task.key
-            )
-            return self.bench.lay_out(raw), None
-        source = self.task(self.methods[method.of], self.methods[method.of].seeds[0])
-        if not self.state.has(source.key):
+            scratch = self.state.folder / "scratch" / task.key
+            raw, cpu = run_method(scaled, self.given(method), self.state.fit(task.fit_key), scratch)
+            return self.bench.lay_out(raw), None, cpu
+        return *self._derived(task), 0.0
+
+    def _derived(self, task: Task) -> tuple[pd.Series, pd.Series | None]:
+        """Scores made of another method's."""
+        method, source = task.method, self.methods[task.method.of]
+        key = self.task(source, source.seeds[0] if source.seeded else 0).key
+        if not self.state.has(key):
             raise NotRun(f"takes the scores of {method.of}, which has not been run")
-        score = self.state.scores(source.key)
+        score = self.state.scores(key)
         if method.kind == "lagged":
-            lagged = lag_score(score, method.lag, self.bench.sessions)
-            return lagged.reindex(self.bench.age.index), None
+            return lag_score(score, method.lag, self.bench.sessions).reindex(self.bench.age.index), None
         if method.kind == "shuffled_scores":
             return shuffle_within_date(score), None
         return score, shuffle_within_date(self.bench.label.where(self.bench.judged))
@@ -172,7 +176,7 @@ class Runner:
         values = self.given(method)
         return find_weights([str(values[name]) for name in method.placeholders() if name in values])
 
-    def _row(self, task: Task, reason: str, figures: Mapping[str, Any], seconds: float) -> Row:
+    def _row(self, task: Task, reason: str, figures: Mapping[str, Any], seconds: float, cpu: float) -> Row:
         empty: dict[str, Any] = dict.fromkeys(FIGURES, math.nan) | {
             "first": "", "last": "", "days": 0, "rows": 0, "coverage": 0.0,
         }  # fmt: skip
@@ -185,6 +189,7 @@ class Runner:
             commit=self.commit, data=task.store_fingerprint, checkpoint=task.checkpoint,
             trained_on_segment=weights.seen(self.bench.start), stopped_on_segment="yes" if on_valid else "no",
             variants=task.method.variants, **(empty | dict(figures)), seconds=round(seconds, 1),
+            cpu_seconds=round(cpu, 1),
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import shutil
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 from qlib.model.base import Model
 from qlib.utils import init_instance_by_config
 
@@ -24,15 +26,16 @@ from kronos_qlib.comparison.task import Task
 from kronos_qlib.examine import open_store
 from kronos_qlib.rolling_recorder import record_to
 
-ERROR = "error.txt"
+ERROR, SECONDS = "error.txt", "cpu_seconds.txt"
+POLL = 1.0
 
 
 class NotRun(Exception):
     """A method that could not be run; the message is the reason that the table gives."""
 
 
-def run_method(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path) -> pd.Series:
-    """Run a Qlib method in a fresh process and return its raw scores.
+def run_method(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path) -> tuple[pd.Series, float]:
+    """Run a Qlib method in a fresh process and return its raw scores and the CPU seconds it took.
 
     Parameters
     ----------
@@ -47,16 +50,17 @@ def run_method(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: P
     (folder / ERROR).unlink(missing_ok=True)
     process = multiprocessing.get_context("spawn").Process(target=_work, args=(task, dict(given), fit_folder, folder))
     process.start()
-    process.join(task.method.budget)
-    if process.is_alive():
-        process.terminate()
-        process.join()
-        raise NotRun(f"stopped after its budget of {task.method.budget:g} s")
+    while process.is_alive():
+        process.join(POLL)
+        if process.is_alive() and _cpu_seconds(process.pid) > task.method.budget:
+            process.terminate()
+            process.join()
+            raise NotRun(f"stopped after its budget of {task.method.budget:g} CPU seconds")
     if process.exitcode != 0:
         error = folder / ERROR
         text = error.read_text(encoding="utf-8").strip() if error.is_file() else f"exit code {process.exitcode}"
         raise NotRun(f"failed: {text.splitlines()[-1][:200]}")
-    return pd.read_parquet(folder / RAW)["score"]
+    return pd.read_parquet(folder / RAW)["score"], float((folder / SECONDS).read_text(encoding="utf-8"))
 
 
 def build(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +104,7 @@ def compute_scores(task: Task, given: Mapping[str, Any], fit_folder: Path, folde
     if isinstance(scores, pd.DataFrame):  # TRA gives its score among other columns
         scores = scores["score"] if "score" in scores else scores.iloc[:, 0]
     if not kept.is_file():
+        fit_folder.mkdir(parents=True, exist_ok=True)
         partial = fit_folder / f"{FIT}.partial"
         partial.write_bytes(pickle.dumps(model))
         os.replace(partial, kept)
@@ -112,9 +117,20 @@ def _work(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path) 
         _limit_threads(task.threads)
         open_store(task.store)
         compute_scores(task, given, fit_folder, folder).to_frame().to_parquet(folder / RAW)
+        (folder / SECONDS).write_text(f"{time.process_time():.1f}", encoding="utf-8")
     except Exception:
         (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
         raise
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    """CPU seconds of a process and its children so far; 0 when it has just ended."""
+    try:
+        main = psutil.Process(pid)
+        times = [process.cpu_times() for process in (main, *main.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(sum(each.user + each.system for each in times))
 
 
 def _limit_threads(threads: int) -> None:

@@ -1,0 +1,85 @@
+"""The README's table says what the rows say, and the committed rows can be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from table_rows import NOT_RUN, ROW
+
+from kronos_qlib.comparison.methods import Method, read_methods
+from kronos_qlib.comparison.render import END, START, render, replace_table, table_in, table_text
+from kronos_qlib.comparison.rows import read_rows, write_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "alpha.csv"
+METHODS = {"linear": Method("linear", "Linear, Alpha158", "baseline", "column", column="x")}
+
+
+def test_a_line_by_hand() -> None:
+    text = table_text([ROW], METHODS)
+    assert "| Linear, Alpha158 | .0500 (4.5) | .0400 | .350 | 7.0 % | 1.00 | -10.0 % | 19.0 % | 1 |" in text
+
+
+def test_seeds_are_one_line_with_their_spread() -> None:
+    text = table_text([ROW, replace(ROW, seed=1, rank_ic=0.07)], METHODS)
+    assert "| .0600 ± .0141 (4.5) |" in text
+    assert text.count("Linear, Alpha158") == 1
+
+
+def test_flags_and_what_was_not_run_are_said() -> None:
+    flagged = [replace(ROW, trained_on_segment="yes", stopped_on_segment="yes"), NOT_RUN]
+    text = table_text(flagged, METHODS)
+    assert "Linear, Alpha158 † §" in text
+    assert "† weights were trained on dates of this segment." in text
+    assert "Not run: slow (too slow)." in text
+    assert "‡" in table_text([replace(ROW, trained_on_segment="unknown")], METHODS)
+
+
+def test_test_comes_before_valid_and_better_before_worse() -> None:
+    rows = [ROW, replace(ROW, segment="test"), replace(ROW, method="best", segment="test", rank_ic=0.1)]
+    text = table_text(rows, METHODS)
+    assert text.index("test, 2017") < text.index("| best") < text.index("| Linear") < text.index("valid, 2015")
+
+
+def test_the_table_goes_between_its_markers(tmp_path: Path) -> None:
+    write_rows(tmp_path / "alpha.csv", [ROW])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n", encoding="utf-8")
+    written = render(tmp_path, readme, METHODS)
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert table_in(text) == table_text([ROW], METHODS)
+    assert written[1].read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match="markers"):
+        replace_table("nothing", "table", readme)
+    with pytest.raises(ValueError, match="no rows"):
+        render(tmp_path / "empty", readme, METHODS)
+
+
+@pytest.mark.skipif(not RESULTS.is_file(), reason="no rows have been committed yet")
+def test_the_committed_rows_can_be_and_say_what_made_them() -> None:
+    rows = read_rows(RESULTS)
+    assert len({row.data for row in rows if row.status == "done"}) == 1, "rows of different stores in one table"
+    known = read_methods()
+    for row in rows:
+        assert row.method in known, f"{row.method} is in no registry"
+        assert known[row.method].family == row.family
+        assert row.commit != "unknown"
+        if row.family == "kronos" and row.status == "done":
+            assert row.checkpoint, f"{row.method} does not say which weights it used"
+    # test is read only of what was seen on valid with the same configuration and weights
+    valid = {
+        (r.method, r.seed, r.configuration, r.checkpoint) for r in rows if r.segment == "valid" and r.status == "done"
+    }
+    for row in rows:
+        if row.segment == "test" and row.status == "done":
+            assert (row.method, row.seed, row.configuration, row.checkpoint) in valid, row.method
+
+
+@pytest.mark.skipif(START not in (ROOT / "README.md").read_text(encoding="utf-8"), reason="the README has no table yet")
+def test_the_readme_and_the_rows_agree() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table_in(readme) == table_text(read_rows(RESULTS), read_methods())

@@ -1,0 +1,267 @@
+"""Runs on a tiny market: same rows for all, once each, controls fail, test only after valid, statistics and table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from tiny_market import LONG_HALT, UNIVERSE, write_tiny_checkpoint, write_tiny_store
+
+from kronos_qlib.comparison import run as run_module
+from kronos_qlib.comparison.methods import Method, read_methods
+from kronos_qlib.comparison.rows import Row, read_rows
+from kronos_qlib.comparison.run import RunConfig, Runner
+from kronos_qlib.comparison.statistics import collect, compare, compare_pairs
+from kronos_qlib.comparison.task import Protocol, Task
+from kronos_qlib.comparison.worker import NotRun, compute_scores, run_method
+from kronos_qlib.evaluation.bootstrap import paired_bootstrap
+from kronos_qlib.evaluation.ic import daily_rank_ic, ic_summary
+from kronos_qlib.evaluation.multiplicity import romano_wolf
+from kronos_qlib.sweep_backtest import BacktestConfig
+
+REGISTRY = """
+learner:
+    {title: Linear, family: baseline, task: {
+        model: {class: LinearModel, module_path: qlib.contrib.model.linear, kwargs: {estimator: ols}},
+        dataset: {class: DatasetH, module_path: qlib.data.dataset, kwargs: {handler: {
+            class: KlineHandler, module_path: kronos_qlib.handler, kwargs: {
+                feature: [["Ref($close, 5)/$close - 1", "Std($close, 5)/$close"], [A, B]],
+                infer_processors: [{class: Fillna, kwargs: {fields_group: feature}}],
+                learn_processors: [{class: DropnaLabel}, {class: CSRankNorm, kwargs: {fields_group: label}}]}}}}}}
+reversal: {title: Reversal, family: reference, kind: column, column: reversal_5}
+late: {title: Late, family: reference, kind: lagged, of: reversal, lag: 2}
+mixed: {title: Mixed scores, family: control, kind: shuffled_scores, of: reversal}
+mixed_labels: {title: Mixed labels, family: control, kind: shuffled_labels, of: reversal}
+network:
+    {title: Kronos, family: kronos, task: {
+        model: {class: KronosModel, module_path: kronos_qlib.model, kwargs: {model: <CHECKPOINT>, horizon: 2,
+            sampling: {n_paths: 2}, device: cpu}},
+        dataset: {class: KlineDataset, module_path: kronos_qlib.dataset, kwargs: {handler: {
+            class: KlineHandler, module_path: kronos_qlib.handler, kwargs: {start_time: <SEGMENT_START>}}}}}}
+slow: {title: Slow, family: baseline, not_run: it takes a week}
+greedy: {title: Greedy, family: baseline, budget: 0.001, task: {model: {}, dataset: {}}}
+broken: {title: Broken, family: baseline, task: {
+    model: {class: Nothing, module_path: nowhere}, dataset: {class: Nothing, module_path: nowhere,
+    kwargs: {handler: {class: Nothing, module_path: nowhere}}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("table")
+    protocol = Protocol(
+        UNIVERSE, ("2019-12-02", "2020-06-30"), ("2020-07-01", "2020-09-30"), ("2020-10-09", "2020-12-15"),
+        portfolio=BacktestConfig.of_workflow(topk=3, n_drop=1),
+    )  # fmt: skip
+    store = write_tiny_store(folder / "store")
+    checkpoint = write_tiny_checkpoint(folder / "tiny", lookback=40, max_context=64, cutoff="2020-08-31")
+    return RunConfig(store, folder / "results" / "alpha.csv", folder / "state", protocol,
+                     {"CHECKPOINT": str(checkpoint)})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Method]:
+    path = tmp_path_factory.mktemp("registry") / "methods.yaml"
+    path.write_text(REGISTRY, encoding="utf-8")
+    return read_methods([path])
+
+
+@pytest.fixture(scope="module")
+def runner(config: RunConfig, methods: dict[str, Method]) -> Runner:
+    return Runner(config, "valid", methods)
+
+
+def run_here(task: Task, given: Any, fit_folder: Path, folder: Path) -> tuple[pd.Series, float]:
+    """What the process of a run does, in this one: importing torch and Qlib anew takes most of a small run's time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return compute_scores(task, given, fit_folder, folder), 0.0
+
+
+@pytest.fixture(scope="module")
+def rows(runner: Runner, methods: dict[str, Method]) -> Iterator[dict[str, Row]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "run_method", run_here)
+        yield {name: runner.run(methods[name])[0] for name in methods if name not in ("greedy", "broken")}
+
+
+def test_every_method_has_a_row_or_a_reason(rows: dict[str, Row], methods: dict[str, Method]) -> None:
+    assert {name for name, row in rows.items() if row.status == "done"} == {
+        "learner", "reversal", "late", "mixed", "mixed_labels", "network",
+    }  # fmt: skip
+    assert rows["slow"].reason == "it takes a week"
+
+
+@pytest.mark.slow
+def test_a_process_is_stopped_at_its_budget_and_its_error_is_the_reason(
+    runner: Runner, methods: dict[str, Method], tmp_path: Path
+) -> None:
+    with pytest.raises(NotRun, match=r"budget of 0.001 CPU seconds"):
+        run_method(runner.task(methods["greedy"], 0), {}, tmp_path, tmp_path / "greedy")
+    with pytest.raises(NotRun, match=r"failed: ModuleNotFoundError.*nowhere"):
+        run_method(runner.task(methods["broken"], 0), {}, tmp_path, tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_another_process_gives_the_same_scores(runner: Runner, methods: dict[str, Method], tmp_path: Path) -> None:
+    task = runner.task(methods["learner"], 0)
+    there, seconds = run_method(task, {}, tmp_path, tmp_path / "there")
+    here, _ = run_here(task, {}, tmp_path / "unused", tmp_path / "here")
+    pd.testing.assert_series_equal(there, here)
+    assert 0.0 < seconds < 120.0
+
+
+def test_the_figures_are_those_of_the_scores_on_the_judged_rows(runner: Runner, rows: dict[str, Row]) -> None:
+    row = rows["reversal"]
+    bench = runner.bench
+    expected = bench.columns["reversal_5"][bench.judged]
+    summary = ic_summary(daily_rank_ic(expected, bench.label[bench.judged]))
+    assert row.rank_ic == pytest.approx(summary.mean)
+    assert row.rank_ic_t == pytest.approx(summary.newey_west_t)
+    assert row.rows == bench.judged.sum() == rows["learner"].rows == rows["network"].rows
+    assert row.coverage == 1.0
+
+
+def test_the_label_is_qlibs(runner: Runner) -> None:
+    from qlib.data import D
+
+    bench = runner.bench
+    codes = sorted(set(bench.label.index.get_level_values("instrument")))
+    qlib = D.features(codes, ["Ref($close, -2)/Ref($close, -1) - 1"], bench.start, bench.end).iloc[:, 0].swaplevel()
+    mine = bench.label[bench.judged]
+    assert len(mine) > 300
+    assert mine.to_numpy() == pytest.approx(qlib.reindex(mine.index).to_numpy(), abs=1e-6)
+
+
+def test_a_suspended_name_has_the_same_rule_in_every_method(runner: Runner, rows: dict[str, Row]) -> None:
+    """LONG_HALT is away for 30 sessions: kept for 20, then no score, for the network as for the learner."""
+    code, first, last = LONG_HALT
+    for name in ("learner", "network", "reversal"):
+        score = runner.state.scores(rows[name].key).xs(code, level="instrument")
+        away = score[first:last]
+        assert away.notna().sum() == 20
+        before = score[: pd.Timestamp(first) - pd.Timedelta(days=1)].iloc[-1]
+        assert (away.dropna() == before).all()
+
+
+def test_flags_say_what_the_weights_have_seen(rows: dict[str, Row]) -> None:
+    assert rows["network"].trained_on_segment == "yes"  # cutoff in August, valid from July
+    assert len(rows["network"].checkpoint) == 16
+    assert rows["learner"].trained_on_segment == "no"
+
+
+def test_the_late_signal_is_the_signal_of_two_sessions_before(runner: Runner, rows: dict[str, Row]) -> None:
+    now = runner.state.scores(rows["reversal"].key).unstack("instrument")
+    late = runner.state.scores(rows["late"].key).unstack("instrument")
+    both = late["SH600001"].dropna()
+    assert both.to_numpy() == pytest.approx(now["SH600001"].shift(2).reindex(both.index).to_numpy())
+    assert rows["late"].coverage < 1.0
+
+
+def test_controls_have_no_portfolio_of_shuffled_labels(rows: dict[str, Row]) -> None:
+    assert np.isnan(rows["mixed_labels"].net_excess_return)
+    assert np.isfinite(rows["mixed"].net_excess_return)
+    # 60 days of 8 names: an IC of shuffled rows lies within 5 standard errors of 0
+    for name in ("mixed", "mixed_labels"):
+        assert abs(rows[name].rank_ic) < 5 / np.sqrt(60 * 7)
+    assert rows["mixed"].rank_ic != rows["reversal"].rank_ic
+
+
+def test_nothing_is_run_twice(
+    runner: Runner, methods: dict[str, Method], rows: dict[str, Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_run", lambda task: pytest.fail(f"{task.method.name} ran again"))
+    before = runner.config.results.read_text(encoding="utf-8")
+    seen: list[bool] = []
+    assert runner.run(methods["network"], lambda row, finished: seen.append(finished))[0].key == rows["network"].key
+    assert seen == [True]
+    assert runner.config.results.read_text(encoding="utf-8") == before
+    assert len(read_rows(runner.config.results)) >= len(rows)
+
+
+def test_a_kept_fit_scores_the_same(runner: Runner, rows: dict[str, Row], methods: dict[str, Method]) -> None:
+    kept = runner.state.scores(rows["learner"].key)
+    fit = runner.state.fit(runner.task(methods["learner"], 0).fit_key) / "params.pkl"
+    assert fit.is_file()
+    again, _, _ = runner._scores(runner.task(methods["learner"], 0))
+    pd.testing.assert_series_equal(again, kept)
+
+
+def test_test_is_read_after_valid_and_once(config: RunConfig, methods: dict[str, Method], rows: dict[str, Row]) -> None:
+    runner = Runner(config, "test", methods)
+    unseen = Method("unseen", "Unseen", "reference", "column", column="volatility")
+    with pytest.raises(ValueError, match="no row on valid"):
+        runner.run(unseen)
+    assert runner.run(methods["reversal"])[0].segment == "test"
+    changed = replace(methods["reversal"], sign=-1.0)
+    with pytest.raises(ValueError, match="test was read for reversal"):
+        runner.run(changed)
+
+
+def test_a_learner_is_fitted_once_for_both_segments(runner: Runner, methods: dict[str, Method]) -> None:
+    task = runner.task(methods["learner"], 0)
+    other = replace(task, segment="test")
+    assert task.fit_key == other.fit_key
+    assert task.key != other.key
+    assert replace(task, seed=1).fit_key != task.fit_key
+    assert replace(task, checkpoint="other").key != task.key
+    with pytest.raises(ValueError, match="segment"):
+        replace(task, segment="train")
+
+
+def test_pairs_are_compared_on_common_rows(runner: Runner, rows: dict[str, Row]) -> None:
+    chosen = [rows[name] for name in ("learner", "reversal", "late", "network")]
+    label = runner.state.label("valid")
+    compared = collect(chosen, runner.state, label)
+    assert compared.rows < rows["reversal"].rows  # the late signal lacks the first two sessions
+    assert set(compared.daily["rank_ic"].columns) == {"learner", "reversal", "late", "network"}
+    table = compare_pairs(compared, ["network"], ["learner", "reversal"], n_tried=1)
+    assert len(table) == 6
+    first = table[(table["measure"] == "rank_ic") & (table["rival"] == "learner")].iloc[0]
+    daily = compared.daily["rank_ic"]
+    direct = paired_bootstrap(daily["network"], daily["learner"], horizon=2)
+    assert (first["difference"], first["lower"]) == pytest.approx((direct.estimate, direct.lower))
+    ranks = table[table["measure"] == "rank_ic"]
+    both = pd.DataFrame({name: daily["network"] - daily[name] for name in ("learner", "reversal")})
+    family = romano_wolf(both, horizon=2).table
+    assert ranks["adjusted_p_value"].tolist() == pytest.approx(family["adjusted_p_value"].tolist())
+    # counting ten variants makes every adjusted p-value at least as large
+    many = compare_pairs(compared, ["network"], ["learner", "reversal"], n_tried=10)
+    assert (many["adjusted_p_value"] >= table["adjusted_p_value"]).all()
+    assert many["adjusted_p_value"].sum() > table["adjusted_p_value"].sum()
+
+
+def test_the_tables_of_a_segment_are_written(
+    config: RunConfig, methods: dict[str, Method], rows: dict[str, Row]
+) -> None:
+    folder = config.results.parent
+    lines = compare(folder, config.state, "valid", list(methods.values()), ["network"])
+    assert any("network - learner" in line for line in lines)
+    pairs = pd.read_csv(folder / "comparisons_valid.csv")
+    assert set(pairs["rival"]) == {"learner", "reversal", "late"}  # no control is a rival
+    costs = pd.read_csv(folder / "costs_valid.csv")
+    assert costs.groupby("method")["net_excess_return"].apply(lambda s: s.is_monotonic_decreasing).all()
+    assert set(pd.read_csv(folder / "years_valid.csv")["year"]) == {2020}
+    assert set(pd.read_csv(folder / "groups_valid.csv")["group"]) == {1, 2, 3}
+    with pytest.raises(ValueError, match="slow"):
+        compare(folder, config.state, "valid", list(methods.values()), ["slow"])
+
+
+def test_the_packaged_configurations_can_be_built(config: RunConfig) -> None:
+    """Placeholders, members, dates and segments of every packaged entry; nothing is loaded."""
+    from kronos_qlib.comparison.worker import build
+
+    for method in read_methods().values():
+        if method.kind != "qlib":
+            continue
+        task = Task(method, 3, "valid", config.protocol, config.store, "d")
+        built = build(task, dict.fromkeys(method.placeholders(), "x"))
+        kwargs = built["dataset"]["kwargs"]
+        assert kwargs["segments"]["test"] == config.protocol.valid
+        assert kwargs["handler"]["kwargs"]["end_time"] == config.protocol.valid[1]
+        assert "<" not in yaml.safe_dump(built), method.name
