@@ -26,6 +26,7 @@ ALLOWED = {
 QLIB_SIDE = {
     "model",
     "model_head",
+    "model_marks",
     "model_settings",
     "model_training",
     "handler",

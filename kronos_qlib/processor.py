@@ -1,0 +1,144 @@
+"""Qlib processors of ours: only what Qlib has none for.
+
+For z-scores and ranks use Qlib's own: ``RobustZScoreNorm`` and ``ZScoreNorm`` (fitted on the training segment),
+``CSZScoreNorm`` and ``CSRankNorm`` (per date), ``Fillna``, ``ProcessInf``.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from qlib.data.dataset.processor import Processor, get_group_columns
+from qlib.data.dataset.utils import fetch_df_by_index
+from qlib.log import get_module_logger
+
+from kronos_qlib.alpha.components import Components, fit_components
+from kronos_qlib.kronos.config import check_keys
+
+logger = get_module_logger("kronos_qlib.processor")
+PROCESSOR_KEYS = ("fit_start_time", "fit_end_time", "n_components", "fields_group", "pattern", "prefix")
+
+
+class EmbeddingPCA(Processor):
+    """Replace the embedding columns of a frame by their principal components.
+
+    Fitted on the rows dated ``fit_start_time`` to ``fit_end_time`` alone, which Qlib's handlers fill in; other columns
+    are left as they are. Components are ordered by variance, largest first; in each the largest loading is positive, so
+    that a refit on the same rows gives the same columns. A row with a NaN in an embedding column has NaN components
+    and is no part of the fit.
+
+    Parameters
+    ----------
+    fit_start_time, fit_end_time : date-like
+        The training segment, both included.
+    n_components : int or None
+        None: the embedding columns stay as they are.
+    fields_group : str or None
+        Group of the columns; None for a frame without groups.
+    pattern : str
+        Shell pattern of the embedding columns' names.
+    prefix : str
+        Of the new columns: ``emb_pca_00`` …
+
+    Raises
+    ------
+    ValueError
+        Unknown key, no embedding column, no or too few rows in the training segment, more components than columns.
+
+    Notes
+    -----
+    Components mean something only if all rows have one basis: embeddings from cross-fitted weights have one for each
+    set of weights. :class:`kronos_qlib.loader.KronosFactorLoader` therefore refuses to mix them unaligned.
+    """
+
+    def __init__(
+        self,
+        fit_start_time: Any = None,
+        fit_end_time: Any = None,
+        n_components: int | None = 16,
+        fields_group: str | None = "feature",
+        pattern: str = "emb_*",
+        prefix: str = "emb_pca_",
+        **unknown: Any,
+    ) -> None:
+        check_keys(unknown, PROCESSOR_KEYS, "EmbeddingPCA")
+        if n_components is not None and (
+            isinstance(n_components, bool) or not isinstance(n_components, int) or n_components < 1
+        ):
+            raise ValueError(f"EmbeddingPCA: n_components must be a whole number >= 1 or null, got {n_components!r}")
+        if fit_start_time is None or fit_end_time is None:
+            raise ValueError(
+                "EmbeddingPCA needs fit_start_time and fit_end_time; give the handler the training segment"
+            )
+        self.fit_start_time, self.fit_end_time = fit_start_time, fit_end_time
+        self.n_components, self.fields_group = n_components, fields_group
+        self.pattern, self.prefix = pattern, prefix
+        self.columns: list[str] = []
+        self.components: Components | None = None
+
+    def fit(self, df: pd.DataFrame | None = None) -> None:
+        """Fit on the training segment's rows of ``df``."""
+        if df is None:
+            raise ValueError("EmbeddingPCA: fit needs the frame to fit on")
+        chosen = self._embedding(df.columns)
+        self.columns = [str(_last(column)) for column in chosen]
+        if self.n_components is None:
+            return
+        rows = fetch_df_by_index(df, slice(self.fit_start_time, self.fit_end_time), level="datetime")
+        if rows.empty:
+            span = f"fit_start_time {self.fit_start_time} and fit_end_time {self.fit_end_time}"
+            raise ValueError(f"EmbeddingPCA: no row between {span}")
+        self.components = fit_components(rows[chosen].to_numpy(dtype=np.float32), self.n_components)
+        logger.info(
+            "EmbeddingPCA: %d components of %d columns hold %.1f %% of the variance of %d rows",
+            self.n_components, len(chosen), 100 * self.components.explained.sum(), self.components.rows,
+        )  # fmt: skip
+
+    def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
+        """Return a frame with the components in the embedding's place; ``df`` itself is not changed."""
+        chosen = self._embedding(df.columns)
+        found = [str(_last(column)) for column in chosen]
+        if found != self.columns:
+            raise ValueError(
+                f"EmbeddingPCA was fitted on columns {self.columns[:3]} …, found {found[:3]} …; fit it first"
+            )
+        if self.n_components is None:
+            return df
+        if self.components is None:
+            raise ValueError("EmbeddingPCA: not fitted yet")
+        names = [f"{self.prefix}{number:02d}" for number in range(self.n_components)]
+        columns: Any = names
+        if df.columns.nlevels > 1:
+            columns = pd.MultiIndex.from_product([[chosen[0][0]], names], names=df.columns.names)
+        values = self.components.apply(df[chosen].to_numpy(dtype=np.float32))
+        new = pd.DataFrame(values, index=df.index, columns=columns)
+        return pd.concat([new, df.drop(columns=chosen)], axis=1).sort_index(axis=1)
+
+    def readonly(self) -> bool:
+        """Say that the given frame is not written to."""
+        return True
+
+    def _embedding(self, columns: pd.Index) -> list[Any]:
+        group = self.fields_group if columns.nlevels > 1 else None
+        if group is not None and group not in columns.get_level_values(0):
+            raise ValueError(
+                f"EmbeddingPCA: no group {group!r}; the frame has {sorted(set(columns.get_level_values(0)))}"
+            )
+        found = [
+            column
+            for column in get_group_columns(pd.DataFrame(columns=columns), group)
+            if fnmatchcase(str(_last(column)), self.pattern) and not str(_last(column)).startswith(self.prefix)
+        ]
+        if not found:
+            raise ValueError(
+                f"EmbeddingPCA: no column matches {self.pattern!r}; ask the loader for them (columns: ['*']) and build "
+                "them with kronos-qlib factors build --embedding last"
+            )
+        return sorted(found)
+
+
+def _last(column: Any) -> Any:
+    return column[-1] if isinstance(column, tuple) else column
