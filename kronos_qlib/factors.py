@@ -18,6 +18,7 @@ from kronos_qlib.forecast.cutoff import before_cutoff, card_date
 from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.forecast.sources import PathFactorSource, TokenFactorSource
 from kronos_qlib.forecast.store import BuildReport, ForecastStore, Task
+from kronos_qlib.forecast.store_cards import save_card
 from kronos_qlib.forecast.store_source import FactorSource, source_fingerprint, weights_of
 from kronos_qlib.forecast.store_verify import VerifyReport
 from kronos_qlib.forecast.token_factors import TOKEN_FACTORS
@@ -95,6 +96,7 @@ class FactorTable:
         forecasters: Sequence[KronosForecaster],
         settings: FactorSettings,
     ) -> None:
+        self.forecasters = tuple(forecasters)
         self.panel = dataset.panel
         self.members = dataset.rows(segment)
         self.rows: Rows = np.unique(self.members["row"].to_numpy())
@@ -124,7 +126,11 @@ class FactorTable:
         return [source_fingerprint(source) for group in self.groups for source, _ in group]
 
     def build(self, store: ForecastStore, *, jobs: int = 1, progress: bool = True) -> list[BuildReport]:
-        """Compute what the store does not have; one report for the path factors, one for the token factors."""
+        """Compute what the store does not have; one report for the path factors, one for the token factors.
+
+        The cards of the weights are noted too: by them a reader of the store knows which rows its weights have seen.
+        """
+        self.note_cards(store)
         reports = []
         for group in self.groups:
             plans = store.plan(group, self.panel)
@@ -132,6 +138,11 @@ class FactorTable:
                 logger.info("%s", plan)
             reports.append(store.build(group, self.panel, jobs=jobs, progress=progress, plans=plans))
         return reports
+
+    def note_cards(self, store: ForecastStore) -> None:
+        """Write the weights' cards into the store."""
+        for forecaster in self.forecasters:
+            save_card(store.folder, forecaster.fingerprint, forecaster.card)
 
     def verify(self, store: ForecastStore, *, sample: int = 200, seed: int = 0) -> VerifyReport:
         """Recompute a random sample of each source's rows and compare bit for bit."""

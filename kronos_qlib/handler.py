@@ -295,3 +295,12 @@ def _no_market(market: str, freq: str) -> str:
     folder = store_path(freq) / "instruments"
     known = ", ".join(sorted(path.stem for path in folder.glob("*.txt"))) or "none"
     return f"The store has no market {market!r} in {folder}; it has {known}. kronos-qlib ingest --members writes one."
+
+
+def __getattr__(name: str) -> Any:
+    # KronosAlpha builds on this module, so that it can be imported only once this one is complete
+    if name == "KronosAlpha":
+        from kronos_qlib.kronos_alpha import KronosAlpha
+
+        return KronosAlpha
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

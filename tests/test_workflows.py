@@ -25,11 +25,17 @@ from tiny_market import start_qlib, write_tiny_checkpoint, write_tiny_store
 from kronos_qlib import resources
 from kronos_qlib.dataset import DATASET_KEYS
 from kronos_qlib.handler import HANDLER_KEYS
+from kronos_qlib.kronos_alpha import ALPHA_KEYS
 from kronos_qlib.market.members import read_members
 from kronos_qlib.market.store import write_store
 from kronos_qlib.model import MODEL_KEYS
 
-KNOWN_KEYS = {"KronosModel": MODEL_KEYS, "KlineDataset": DATASET_KEYS, "KlineHandler": HANDLER_KEYS}
+KNOWN_KEYS = {
+    "KronosModel": MODEL_KEYS,
+    "KlineDataset": DATASET_KEYS,
+    "KlineHandler": HANDLER_KEYS,
+    "KronosAlpha": ALPHA_KEYS,
+}
 OTHERS = ["kronos_zero_shot_us_daily", "kronos_zero_shot_ashare_15min", "kronos_zero_shot_btc_5min"]
 CSI300 = [
     "csi300_base",
@@ -37,6 +43,8 @@ CSI300 = [
     "kronos_zero_shot_csi300",
     "kronos_zero_shot_csi300_3m",
     "lightgbm_alpha158_csi300",
+    "lightgbm_alpha158_kronos_csi300",
+    "lightgbm_kronos_csi300",
     "rolling_lightgbm_alpha158_csi300",
 ]
 
