@@ -68,11 +68,11 @@ def judge_probability(
         found[name] = make()
         lines.append(f"{name}: {len(rows)} windows, {time.perf_counter() - began:.0f} s")
     dates = pd.DatetimeIndex(index.get_level_values("datetime"))
+    used, judged = calibrations, np.ones(len(rows), dtype=bool)
     if segment == "valid":
         calibrations = {name: _learn(d, truth, _early(dates, horizon)) for name, d in found.items()}
-    judged = ~_early(dates, 0, half=True) if segment == "valid" else np.ones(len(rows), dtype=bool)
-    halves = {name: _learn(d, truth, _early(dates, horizon, half=True)) for name, d in found.items()}
-    used = halves if segment == "valid" else calibrations
+        used = {name: _learn(d, truth, _early(dates, horizon, half=True)) for name, d in found.items()}
+        judged = ~_early(dates, 0, half=True)
     table = probability_table(found, truth, dates, _group_columns(bench, rows), used, judged, horizon)
     stamps: dict[str, Any] = {"segment": segment, "commit": current_commit(), "data": bench.store_fingerprint,
               "every": every, "n_paths": n_paths if location else 0, "checkpoint": weights.fingerprint,
