@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,9 @@ import numpy.typing as npt
 import pandas as pd
 from qlib.log import get_module_logger
 from qlib.model.base import ModelFT
-from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.alpha.signals import check_signal, compute_signal
 from kronos_qlib.dataset import KlineDataset
-from kronos_qlib.forecast.cutoff import before_cutoff, card_date
 from kronos_qlib.forecast.drift import TokenDrift, measure_drift
 from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.kronos import SamplingConfig
@@ -22,6 +19,7 @@ from kronos_qlib.kronos.config import check_keys
 from kronos_qlib.market.windows import WindowPolicy
 from kronos_qlib.model_head import SIGNAL as HEAD_SIGNAL
 from kronos_qlib.model_head import check_head, check_windows, fit_head, keep_head, open_head
+from kronos_qlib.model_marks import last_day, mark_cutoff, record_rows, warn_of_cutoff
 from kronos_qlib.model_settings import (
     check_context,
     kline_dataset,
@@ -31,7 +29,7 @@ from kronos_qlib.model_settings import (
     whole_number,
 )
 from kronos_qlib.model_training import ModelTraining, check_training, train_on
-from kronos_qlib.record import active_recorder, log_parameters, save_frame, save_json
+from kronos_qlib.record import active_recorder, log_parameters, save_json
 from kronos_qlib.training.alpha_files import TrainedHead
 from kronos_qlib.training.alpha_head import HeadTraining
 
@@ -228,17 +226,14 @@ class KronosModel(ModelFT):
         self.fingerprint = self.forecaster.fingerprint
         check_context(self._policy(dataset), self.horizon, self.forecaster)
         if recorder is not None:
-            self._record_settings(dataset, recorder)
+            # MLflow takes a parameter once: what a second training in the same run changes is in the card
+            if self._recorded != recorder.id:
+                log_parameters(recorder, "kronos", run_parameters(self, dataset, self._policy(dataset)))
+                self._recorded = recorder.id
+            card = {"fingerprint": self.fingerprint, "card": self.forecaster.card}
+            save_json(recorder, "kronos_card.json", card)
         if self.signal == HEAD_SIGNAL:
             self._fit_head(dataset)
-
-    def _record_settings(self, dataset: KlineDataset, recorder: Recorder) -> None:
-        # MLflow takes a parameter once: what a second training in the same run changes is in the card
-        if self._recorded != recorder.id:
-            log_parameters(recorder, "kronos", run_parameters(self, dataset, self._policy(dataset)))
-            self._recorded = recorder.id
-        card = {"fingerprint": self.fingerprint, "card": self.forecaster.card}
-        save_json(recorder, "kronos_card.json", card)
 
     def _fit_head(self, dataset: KlineDataset) -> None:
         if isinstance(self.alpha_head, HeadTraining):
@@ -275,7 +270,10 @@ class KronosModel(ModelFT):
             self.forecaster.card, self.forecaster.tokenizer, dataset.panel, unique[windows], self._policy(dataset),
             logger=logger,
         )  # fmt: skip
-        self._record_rows()
+        recorder = active_recorder()
+        if recorder is not None:
+            dates = {key: self._last_day(key) for key in ("cutoff", "valid_end")}
+            record_rows(recorder, self._score_age, self._before_cutoff, dates, self._token_drift)
         return pd.Series(scores[inverse], index=rows.index, name="score")
 
     @property
@@ -292,17 +290,6 @@ class KronosModel(ModelFT):
     def token_drift(self) -> TokenDrift | None:
         """Of the last predict: tokens against the card's; None: the card has no histograms, or no row a window."""
         return self._token_drift
-
-    def _record_rows(self) -> None:
-        recorder = active_recorder()
-        if recorder is None or self._score_age is None:
-            return
-        save_frame(recorder, "score_age.parquet", self._score_age)
-        if self._before_cutoff is not None:
-            save_frame(recorder, "before_cutoff.parquet", self._before_cutoff.to_frame())
-            save_json(recorder, "kronos_cutoff.json", {key: self._last_day(key) for key in ("cutoff", "valid_end")})
-        if self._token_drift is not None:
-            save_json(recorder, "token_drift.json", self._token_drift.to_dict())
 
     def _score_rows(self, dataset: KlineDataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         if self.signal == HEAD_SIGNAL:
@@ -335,21 +322,11 @@ class KronosModel(ModelFT):
 
     def _last_day(self, key: str = "cutoff") -> pd.Timestamp | None:
         """Last day that the network, or the alpha head in use, was trained on (``valid_end``: chosen by)."""
-        cards = [self.forecaster.card, *([self.head.card] if self.signal == HEAD_SIGNAL else [])]
-        return max((day for card in cards if (day := card_date(card, key)) is not None), default=None)
+        return last_day([self.forecaster.card, *([self.head.card] if self.signal == HEAD_SIGNAL else [])], key)
 
     def _mark_cutoff(self, index: pd.Index) -> None:
         cutoff = self._last_day()
-        if cutoff is None:
-            self._before_cutoff = None
-            return
-        inside = before_cutoff(index.get_level_values("datetime"), cutoff)
-        self._before_cutoff = pd.Series(inside, index=index, name="before_cutoff")
-        if inside.any() and not self._warned_cutoff:
+        self._before_cutoff = marked = mark_cutoff(index, cutoff)
+        if cutoff is not None and marked is not None and marked.any() and not self._warned_cutoff:
             self._warned_cutoff = True
-            warnings.warn(
-                f"{int(inside.sum())} of {len(inside)} scores are dated on or before {cutoff:%Y-%m-%d}, the end of the "
-                "checkpoint's training data: the network may have seen what it forecasts; judge later dates apart "
-                "(before_cutoff marks the rows, KronosSignalRecord splits the figures)",
-                stacklevel=3,
-            )
+            warn_of_cutoff(marked, cutoff)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import field_validator
 from qlib.log import get_module_logger
 from qlib.workflow.recorder import Recorder
 
@@ -46,6 +47,12 @@ class ModelTraining(Tuning):
     """
 
     out: str | None = None
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _empty_is_none(cls, given: Any) -> Any:
+        # an empty text is what a workflow's unset environment variable leaves
+        return given or None
 
     def recipe(self, **windows: Any) -> FinetuneRecipe:
         """Return the recipe for some windows."""

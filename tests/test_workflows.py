@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from qlib.cli.run import render_template
-from qlib.utils import get_callable_kwargs
+from qlib.utils import get_callable_kwargs, init_instance_by_config
 from qlib.utils.data import update_config
 from qlib.workflow import R
 from ruamel.yaml import YAML
@@ -25,10 +25,12 @@ from tiny_market import start_qlib, write_tiny_checkpoint, write_tiny_store
 from kronos_qlib import resources
 from kronos_qlib.dataset import DATASET_KEYS
 from kronos_qlib.handler import HANDLER_KEYS
+from kronos_qlib.kronos import load_card
 from kronos_qlib.kronos_alpha import ALPHA_KEYS
 from kronos_qlib.market.members import read_members
 from kronos_qlib.market.store import write_store
 from kronos_qlib.model import MODEL_KEYS
+from kronos_qlib.training.finetune_recipe import FinetuneRecipe, read_settings
 
 KNOWN_KEYS = {
     "KronosModel": MODEL_KEYS,
@@ -40,6 +42,7 @@ OTHERS = ["kronos_zero_shot_us_daily", "kronos_zero_shot_ashare_15min", "kronos_
 CSI300 = [
     "csi300_base",
     "kronos_alpha_head_csi300",
+    "kronos_finetune_csi300",
     "kronos_zero_shot_csi300",
     "kronos_zero_shot_csi300_3m",
     "lightgbm_alpha158_csi300",
@@ -128,6 +131,41 @@ def test_lightgbm_has_the_published_hyperparameters_and_alpha158s_processors() -
 def test_a_csi300_checkpoint_is_never_a_default() -> None:
     """Published checkpoints have seen the test years: the user must choose."""
     assert load_workflow("kronos_zero_shot_csi300")["task"]["model"]["kwargs"]["model"] == ""
+
+
+def test_the_fine_tuning_workflow_runs_on_a_small_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own blocks, on another store and for fewer steps: train, keep, score."""
+    config = load_workflow("kronos_finetune_csi300")
+    assert config["task"]["model"]["kwargs"]["model"] == "bundled:ashare"
+    monkeypatch.setenv("KRONOS_CHECKPOINT", "bundled:synthetic")
+    monkeypatch.setenv("KRONOS_TUNED", str(tmp_path / "tuned"))
+    task = load_workflow("kronos_finetune_csi300")["task"]
+    small = {"steps": 2, "batch_size": 4, "warmup": 0, "valid_every": 1, "valid_windows": 8}
+    task["model"]["kwargs"]["training"]["predictor"] |= small
+    task["model"]["kwargs"] |= {"sampling": {"n_paths": 1}, "horizon": 2, "device": "cpu"}
+    kwargs = task["dataset"]["kwargs"]
+    kwargs["handler"]["kwargs"] |= {"start_time": "2020-06-01", "end_time": "2020-12-31"}
+    kwargs["segments"] = {
+        "train": ("2020-06-01", "2020-07-31"), "valid": ("2020-08-03", "2020-09-30"),
+        "test": ("2020-12-01", "2020-12-02"),
+    }  # fmt: skip
+    start_qlib(write_tiny_store(tmp_path / "store"))
+    model, dataset = init_instance_by_config(task["model"]), init_instance_by_config(task["dataset"])
+    model.fit(dataset)
+    assert model.predict(dataset).notna().any()
+    card = load_card(tmp_path / "tuned")
+    assert (card["name"], card["parent"]["name"], card["cutoff"]) == ("csi300", "synthetic", "2020-07-31")
+    assert (card["lookback"], card["recipe"]["horizon"]) == (90, 30)
+
+
+RECIPES = sorted((resources.workflow_folder() / "recipes").glob("finetune_*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_fine_tuning_recipes_are_whole(path: Path) -> None:
+    recipe = FinetuneRecipe.for_card({"lookback": 90, "max_context": 512}, **read_settings(path))
+    assert recipe.name == path.stem.removeprefix("finetune_")
+    assert recipe.predictor_tuning.training(100_000).dtype == "bfloat16"
 
 
 def test_the_readme_names_every_workflow() -> None:
