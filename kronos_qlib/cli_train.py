@@ -111,8 +111,9 @@ def write_picture(out: Path) -> Path:
 
 
 def command_line() -> str:
-    """Return the command as it was given, without the path of the program."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return the command as it was given, files and folders by their names alone: a card travels, folders do not."""
+    program, *given = sys.argv
+    return shlex.join([Path(program).name, *(Path(word).name if "/" in word else word for word in given)])
 
 
 def show_log(first: bool) -> None:

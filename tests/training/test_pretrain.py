@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from tiny_training import tiny_corpus, tiny_frame, tiny_panel, tiny_recipe, write_recipe
 
 from kronos_qlib.cli import main
+from kronos_qlib.cli_train import command_line
 from kronos_qlib.kronos import fingerprint, load_model, load_tokenizer
 from kronos_qlib.kronos.fast_training import Dropout, project
 from kronos_qlib.market.windows import WindowPolicy
@@ -159,3 +161,10 @@ def test_joint_projections_are_the_single_ones() -> None:
         adapter.register_forward_hook(lambda *_: hits.append(1))
         project(x, adapter, layers[1])
     assert hits == [1]
+
+
+def test_a_card_names_files_without_their_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is handed on; where its maker kept the bars is nobody's business and helps no reader."""
+    given = ["/opt/bin/kronos-qlib", "pretrain", "recipes/r.yaml", "--bars", "/home/me/a.parquet", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", given)
+    assert command_line() == "kronos-qlib pretrain r.yaml --bars a.parquet --threads 1"
