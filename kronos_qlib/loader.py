@@ -66,7 +66,8 @@ class KronosFactorLoader(DataLoader):
         What the store may lack: no row that has a window; some rows of a date; whole dates. Missing values are NaN and
         counted in ``coverage``. That it has none of the asked rows is an error always.
     carry : int
-        As in :class:`kronos_qlib.dataset.KlineDataset`.
+        As in :class:`kronos_qlib.dataset.KlineDataset`. A bar from before ``start_time`` whose stored values leak is
+        not carried into the range.
     horizon : int, optional
         Bars after a row that its label reaches. None: the forecast horizon of the sources, else 10, as in the build.
     freq, filter_pipe
@@ -170,7 +171,8 @@ class KronosFactorLoader(DataLoader):
             panel, bars, policy=policy, horizon=self.horizon or _horizon(groups), calendar=handler.trading_calendar,
             block=_block(groups),
         )  # fmt: skip
-        rules = ReadRules(self.fit_end_time, self.allow_in_sample, self.align)
+        first = members.index.get_level_values("datetime").min()
+        rules = ReadRules(self.fit_end_time, self.allow_in_sample, self.align, first)
         parts = [read_group(ForecastStore(folder), group, AskedRows(index, spans), rules) for group in groups]
         row = members["row"].to_numpy()
         place = np.where(row >= 0, np.searchsorted(bars, row), len(bars))
@@ -205,7 +207,7 @@ class KronosFactorLoader(DataLoader):
             for part in parts
             for name, fit in part.alignments.items()
         }
-        self._refuse(parts, lacks, window, members.index, instruments)
+        self._refuse(parts, lacks, (members["age"] == 0).to_numpy(), members.index, instruments)
         logger.info("factors of %s: %s", self.factors, self.coverage)
         if self.coverage["in_sample"]:
             logger.warning("%d of %d rows are in-sample", self.coverage["in_sample"], len(members))
@@ -217,23 +219,24 @@ class KronosFactorLoader(DataLoader):
         self,
         parts: list[GroupValues],
         lacks: NDArray[np.bool_],
-        window: NDArray[np.bool_],
-        index: pd.MultiIndex,
+        traded: NDArray[np.bool_],
+        index: pd.Index,
         instruments: Any,
     ) -> None:
         days = pd.DatetimeIndex(index.get_level_values("datetime"))
-        table = pd.DataFrame({"lacks": lacks, "window": window}).groupby(days).sum()
-        empty = table.index[(table["window"] > 0) & (table["lacks"] == table["window"])]
+        missing = lacks & traded  # a row that carries a value on is missing where its bar's own row is
+        table = pd.DataFrame({"missing": missing, "traded": traded}).groupby(days).sum()
+        empty = table.index[(table["traded"] > 0) & (table["missing"] == table["traded"])]
         none_at_all = next((part for part in parts if not (part.weights != "").any()), None)
         if none_at_all is not None:
             what, first, last = f"no {none_at_all.columns[0]!r} for any of these rows", days[0], days[-1]
-        elif self.may_miss == "nothing" and lacks.any():
-            what, first, last = f"{int(lacks.sum()):,} rows missing", days[lacks][0], days[lacks][-1]
+        elif self.may_miss == "nothing" and missing.any():
+            what, first, last = f"{int(missing.sum()):,} rows missing", days[missing][0], days[missing][-1]
         elif self.may_miss != "dates" and len(empty):
             what, first, last = f"{len(empty):,} whole dates missing", empty[0], empty[-1]
         else:
             if lacks.any():
-                logger.warning("%s lacks %d of %d rows: NaN", self.factors, int(lacks.sum()), int(window.sum()))
+                logger.warning("%s lacks %d of %d rows: NaN", self.factors, int(lacks.sum()), len(index))
             return
         universe = instruments if isinstance(instruments, str) else "UNIVERSE"
         fit_end = "" if self.fit_end_time is None else f" --fit-end {pd.Timestamp(self.fit_end_time):%Y-%m-%d}"

@@ -12,11 +12,11 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-SECONDS = 120
+SECONDS = 300  # a cell may take so long on a busy machine; seconds on an idle one
 
 
 def test_there_is_a_notebook() -> None:
-    assert "01_bars_to_paths" in {path.stem for path in NOTEBOOKS}
+    assert {"01_bars_to_paths", "02_factors_and_lightgbm"} <= {path.stem for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -37,11 +37,15 @@ class AskedRows:
 
 @dataclass(frozen=True)
 class ReadRules:
-    """What may answer for what: see :class:`kronos_qlib.loader.KronosFactorLoader`."""
+    """What may answer for what: see :class:`kronos_qlib.loader.KronosFactorLoader`.
+
+    Bars dated before ``first`` are there only to be carried on by suspended members: those that leak are left out.
+    """
 
     fit_end: Any = None
     allow_in_sample: bool = False
     align: str | None = None
+    first: pd.Timestamp | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +96,13 @@ def _choose(
     seen = [_seen(store, source, rules.allow_in_sample) for source in sources]
     chosen = np.full(have.shape[1], LEFT_OUT, dtype=np.int64)
     in_sample = np.zeros(have.shape[1], dtype=bool)
+    carried = np.zeros(have.shape[1], dtype=bool)
+    if rules.first is not None and not rules.allow_in_sample:
+        carried = spans.date < np.datetime64(rules.first, "D")
     # rows that the same sources hold are decided together
-    kinds, kind = np.unique(have, axis=1, return_inverse=True)
+    kinds, kind = np.unique(np.vstack([have, carried]), axis=1, return_inverse=True)
     for number in range(kinds.shape[1]):
-        holders = np.flatnonzero(kinds[:, number])
+        holders = np.flatnonzero(kinds[:-1, number])
         rows = np.flatnonzero(kind.ravel() == number)
         if not len(holders):
             continue
@@ -103,11 +110,12 @@ def _choose(
         try:
             choice = choose_weights(
                 [seen[holder] for holder in holders], part, fit_end=rules.fit_end,
-                allow_in_sample=rules.allow_in_sample,
+                allow_in_sample=rules.allow_in_sample, leave_out=bool(kinds[-1, number]),
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{store.folder}: {error}") from error
-        chosen[rows], in_sample[rows] = holders[choice.chosen], choice.in_sample
+        chosen[rows] = np.where(choice.chosen == LEFT_OUT, LEFT_OUT, holders[choice.chosen])
+        in_sample[rows] = choice.in_sample
     return chosen, in_sample
 
 
