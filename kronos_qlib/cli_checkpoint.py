@@ -1,4 +1,4 @@
-"""``kronos-qlib export`` and ``kronos-qlib tokenizer-report``: take a checkpoint elsewhere, see what it keeps of bars."""
+"""``kronos-qlib export`` and ``tokenizer-report``: take a checkpoint elsewhere, see what it keeps of bars."""
 
 from __future__ import annotations
 

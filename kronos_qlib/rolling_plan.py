@@ -115,7 +115,8 @@ def align_segments(given: Any, calendar: list[pd.Timestamp]) -> Segments:
     index, aligned = pd.DatetimeIndex(calendar), {}
     for name, bounds in given.items():
         first, last = (bounds.start, bounds.stop) if isinstance(bounds, slice) else bounds
-        inside = index[index.slice_indexer(*(None if end is None else pd.Timestamp(end) for end in (first, last)))]
+        begin = index[0] if first is None else pd.Timestamp(first)
+        inside = index[(index >= begin) & (index <= (index[-1] if last is None else pd.Timestamp(last)))]
         if inside.empty:
             raise ValueError(
                 f"rolling: segment {name!r} ({first} to {last}) holds no session of the store, whose sessions run from "

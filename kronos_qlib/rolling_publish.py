@@ -52,7 +52,7 @@ def merge_rolls(rolls: Sequence[Roll], folders: Sequence[Path], name: str) -> pd
 
 def check_days(prediction: pd.DataFrame, sessions: pd.DatetimeIndex) -> None:
     """Refuse a merged prediction that lacks a session of the test segment."""
-    missing = sessions.difference(prediction.index.unique("datetime").normalize())
+    missing = sessions.difference(pd.DatetimeIndex(prediction.index.unique("datetime")).normalize())
     if len(missing):
         raise ValueError(
             f"rolling: {len(missing)} test days have no score, first {missing[0]:%Y-%m-%d}: the handler has no row "
@@ -66,7 +66,9 @@ def free_name(name: str) -> None:
     MLflow deletes softly. The deleted experiment is renamed and stays deleted; its runs are not brought back.
     """
     client = getattr(R.exp_manager, "client", None)
-    found = None if client is None else client.get_experiment_by_name(name)
+    if client is None:
+        return
+    found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage != "deleted":
         return
     renamed = f"{name}.deleted-{time.strftime('%Y%m%d%H%M%S')}-{found.experiment_id}"

@@ -86,7 +86,7 @@ def clip(frame: pd.DataFrame, roll: Roll) -> pd.DataFrame:
     """Return the rows of the test segment, with levels datetime, instrument, sorted."""
     ordered = frame.reorder_levels(["datetime", "instrument"]).sort_index()
     first, last = roll.test
-    days = ordered.index.get_level_values("datetime").normalize()
+    days = pd.DatetimeIndex(ordered.index.get_level_values("datetime")).normalize()
     return ordered[(days >= first) & (days <= last)]
 
 

@@ -97,7 +97,7 @@ class Backtester:
         return backtest_figures(self.report(score))
 
     def report(self, score: pd.Series) -> pd.DataFrame:
-        """Qlib's daily report of a backtest: ``return``, ``bench``, ``cost``, ``turnover`` … as shares of the account."""
+        """Qlib's daily report of a backtest: ``return``, ``bench``, ``cost``, ``turnover`` …, shares of the account."""
         strategy = TopkDropoutStrategy(signal=score, topk=self.config.topk, n_drop=self.config.n_drop)
         report, _ = backtest_daily(
             self.start, self.end, strategy, account=self.config.account, benchmark=self.config.benchmark,

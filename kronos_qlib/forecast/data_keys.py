@@ -52,7 +52,7 @@ class BarHasher:
         found = np.full(len(first), NO_WINDOW, dtype=np.uint64)
         some = np.flatnonzero(last >= first)
         begin, end = first[some], last[some]
-        before = np.fromiter((_prefix_hash(prefixes[row]) for row in some), dtype=np.uint64, count=len(some))
+        before = np.fromiter((_prefix_hash(prefixes[row]) for row in some.tolist()), dtype=np.uint64, count=len(some))
         with np.errstate(over="ignore"):
             run = (self._sums[end + 1] - self._sums[begin]) * self._powers[end]
             mixed = mix64(mix64(run ^ mix64(before + _BASE)) + (end - begin + 1).astype(np.uint64))

@@ -43,7 +43,7 @@ def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
     plain = [layer for layer in layers if type(layer) is nn.Linear]
     if not torch.is_autocast_enabled(x.device.type) or len(plain) < len(layers):
         return [layer(x) for layer in layers]
-    weight = torch.cat([layer.weight for layer in plain])
+    weight = torch.cat(tuple(layer.weight for layer in plain))
     biases = [layer.bias for layer in plain if layer.bias is not None]
     if biases and len(biases) < len(plain):
         return [layer(x) for layer in layers]

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kronos_qlib.kronos import KronosTokenizer
+from kronos_qlib.kronos.quantizer import BinarySphericalQuantizer
 from kronos_qlib.training.state import TrainingState
 
 
@@ -136,6 +137,7 @@ def shared_code_use(network: nn.Module, processes: Processes) -> Iterator[None]:
         return local + (whole / processes.world - local.detach())
 
     quantizer = network.tokenizer["bsq"]
+    assert isinstance(quantizer, BinarySphericalQuantizer)
     quantizer.average_over_processes = average
     try:
         yield

@@ -80,9 +80,11 @@ def add_adapters(network: nn.Module, lora: Lora, seed: int) -> Any:
     unknown = sorted(set(lora.target_modules) - set(linear))
     if unknown:
         raise ValueError(f"lora: no linear layer is named {', '.join(unknown)}; there are {', '.join(linear)}")
+    # peft declares a whole number and takes any
+    scale: Any = lora.alpha
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
-    )  # type: ignore[arg-type]  # peft takes any number as alpha
+        r=lora.rank, lora_alpha=scale, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
+    )
     # the adapters' first matrices are random; the caller's generator stays where it was
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
