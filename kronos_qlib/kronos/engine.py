@@ -144,11 +144,12 @@ class BlockWeights:
         self.down = block.ffn.w2.weight.to(dtype)
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        """Add the block's second half to the residual stream ``x``, in place."""
         gate, up = linear(rms_scale(x), self.gate_up).chunk(2, dim=-1)
-        return x + linear(F.silu(gate, inplace=True).mul_(up), self.down)
+        return x.add_(linear(F.silu(gate, inplace=True).mul_(up), self.down))
 
     def prefix(self, x: Tensor, *, keys_only: bool = False) -> tuple[Tensor, PrefixCache]:
-        """Run the shared bars ``x`` (W, L, d); ``keys_only`` skips what nobody reads after a last layer."""
+        """Run the shared bars ``x`` (W, L, d), in place; ``keys_only`` skips what nobody reads after a last layer."""
         attention = self.attention
         cos, sin = rotary_table(x.shape[1], attention.head_dim, x.device, x.dtype == torch.float64)
         parts = attention.project(rms_scale(x), first=1 if keys_only else 0)
@@ -157,12 +158,12 @@ class BlockWeights:
         if query:
             (q,) = query
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
-            x = self.feed_forward(x + attention.merge(out))
+            x = self.feed_forward(x.add_(attention.merge(out)))
         # steps read the cache many times: laid out once
         return x, PrefixCache(k.contiguous(), v.contiguous())
 
     def suffix(self, x: Tensor, prefix: PrefixCache, cache: SuffixCache, filled: int) -> Tensor:
-        """Run T new bars ``x`` (W, N, T, d) of every path; their keys are appended at ``filled``."""
+        """Run T new bars ``x`` (W, N, T, d) of every path, in place; their keys are appended at ``filled``."""
         attention = self.attention
         parts = attention.project(rms_scale(x))
         start, new = prefix.length + filled, x.shape[2]
@@ -171,7 +172,7 @@ class BlockWeights:
         q, k = rotate_halves(parts[:2], cos, sin)
         keys, values = cache.append(k, parts[2], filled)
         out = attend(q, prefix, keys, values)
-        return self.feed_forward(x + attention.merge(out))
+        return self.feed_forward(x.add_(attention.merge(out)))
 
 
 class TokenizerEngine:
