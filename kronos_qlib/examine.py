@@ -26,6 +26,7 @@ from kronos_qlib.kronos import SamplingConfig
 from kronos_qlib.market.calendars import TradingCalendar
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.store import METADATA_FILE, store_metadata
+from kronos_qlib.market.swap import left_aside
 from kronos_qlib.market.windows import WindowPolicy, window_lengths
 
 LONGEST_LABEL = max(sold for _, sold in LABELS.values())
@@ -99,7 +100,8 @@ def open_store(folder: Path) -> dict[str, Any]:
 
     folder = folder.expanduser()
     if not (folder / "calendars").is_dir():
-        raise ValueError(f"{folder} is no Qlib store: it has no calendars/. Write one with kronos-qlib ingest")
+        found = left_aside(folder) or "Write one with kronos-qlib ingest"
+        raise ValueError(f"{folder} is no Qlib store: it has no calendars/. {found}")
     known = store_metadata(folder) if (folder / METADATA_FILE).is_file() else {}
     known = {"freq": "day", "region": "cn"} | known
     region = str(known["region"])

@@ -20,7 +20,7 @@ from kronos_qlib.market.layout import BarLayout, plain_times
 from kronos_qlib.market.members import check_spans
 from kronos_qlib.market.store_fields import STORE_FIELDS, StoreBars, store_bars
 from kronos_qlib.market.store_files import is_index, write_calendars, write_features, write_instruments
-from kronos_qlib.market.swap import refuse_foreign, whole_folder
+from kronos_qlib.market.swap import left_aside, refuse_foreign, whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +147,8 @@ def store_metadata(path: str | Path) -> dict[str, Any]:
         metadata = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(
-            f"{path} holds no {METADATA_FILE}: expected a store written by kronos_qlib; write one with "
-            "`kronos-qlib ingest FILE --out STORE`"
+            f"{path} holds no {METADATA_FILE}: expected a store written by kronos_qlib; "
+            + (left_aside(Path(path)) or "write one with `kronos-qlib ingest FILE --out STORE`")
         ) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}; write the store anew") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -16,7 +18,8 @@ def whole_folder(out: Path, marker: str) -> Iterator[Path]:
     """Give a temporary folder beside ``out`` to fill; when the block ends well, it takes the place of ``out``.
 
     Until then ``out`` is untouched; when the block raises, the temporary folder is removed. The files are on
-    disk (fsync) before the move. An existing ``out`` is moved aside, replaced, then deleted.
+    disk (fsync) before the move. An existing ``out`` is moved aside, replaced, then deleted. A process that dies
+    between the two moves leaves ``out`` aside: whoever opens it says so (:func:`left_aside`).
 
     Parameters
     ----------
@@ -82,6 +85,21 @@ def refuse_foreign(out: Path, marker: str) -> None:
         )
 
 
+def left_aside(out: Path) -> str:
+    """Say how to put back what a replacement that was killed between its two moves left of ``out``.
+
+    Returns
+    -------
+    A sentence with the command; empty where ``out`` exists, or where not exactly one folder was left aside.
+    """
+    out = Path(os.path.realpath(Path(out).expanduser()))
+    aside = [] if out.exists() else sorted(out.parent.glob(f"{glob.escape(_aside(out, ''))}*"))
+    if len(aside) != 1:
+        return ""
+    command = f"mv {shlex.quote(str(aside[0]))} {shlex.quote(str(out))}"
+    return f"A replacement of it was killed half way; what stood there is whole: put it back with `{command}`"
+
+
 def sync_tree(folder: Path) -> None:
     """Ask the system to put all files and folders below ``folder`` on disk."""
     paths = [os.path.join(root, name) for root, _, files in os.walk(folder) for name in [*files, ""]]
@@ -102,7 +120,7 @@ def _sync(path: str | Path) -> None:
 
 
 def _move_in(temporary: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.old-{uuid.uuid4().hex[:8]}")
+    old = out.with_name(_aside(out, uuid.uuid4().hex[:8]))
     replaced = out.exists()
     if replaced:
         os.rename(out, old)
@@ -115,3 +133,8 @@ def _move_in(temporary: Path, out: Path) -> None:
     _sync(out.parent)
     if replaced:
         shutil.rmtree(old)
+
+
+def _aside(out: Path, unique: str) -> str:
+    """Name of the folder that ``out`` becomes while it is replaced."""
+    return f".{out.name}.old-{unique}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from kronos_qlib.market.swap import whole_folder
+from kronos_qlib.market.store import store_metadata
+from kronos_qlib.market.swap import left_aside, whole_folder
 
 MARKER = "marker.json"
 
@@ -59,6 +61,38 @@ def test_a_failed_move_brings_the_old_folder_back(tmp_path: Path, monkeypatch: p
         fill(out, "two")
     assert (out / MARKER).read_text() == "one"
     assert os.listdir(tmp_path) == ["store"]
+
+
+def test_a_kill_between_the_moves_can_be_mended_with_the_command_it_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "my store"
+    fill(out, "one")
+    rename = os.rename
+
+    def die_after_the_first(source: Path, target: Path) -> None:
+        if ".partial-" in str(source) or ".old-" in str(source):  # the process is gone: nothing is moved back either
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", die_after_the_first)
+        with pytest.raises(KeyboardInterrupt):
+            fill(out, "two")
+    assert not out.exists()
+    with pytest.raises(ValueError, match="put it back with `mv '"):
+        store_metadata(out)
+    command = left_aside(out).split("`")[1]
+    subprocess.run(command, shell=True, check=True)
+    assert (out / MARKER).read_text() == "one"
+    assert left_aside(out) == ""
+
+
+def test_two_folders_left_aside_are_no_answer(tmp_path: Path) -> None:
+    assert left_aside(tmp_path / "store") == ""
+    for name in (".store.old-1", ".store.old-2"):
+        (tmp_path / name).mkdir()
+    assert left_aside(tmp_path / "store") == ""
 
 
 def test_an_empty_folder_is_taken_and_a_foreign_one_is_not(tmp_path: Path) -> None:
