@@ -38,7 +38,7 @@ def finetune(
     calendar: str = typer.Option("XSHG", help="Exchange of the files' sessions, or 24/7."),
     freq: str = typer.Option("day", help="day, or minutes: 15min."),
     region: str = typer.Option("cn", help="cn leaves out the indices."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda, …"),
+    device: str = typer.Option("auto", help="auto, cpu, cuda, …; with torchrun each process has a GPU of its own."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads; all if not given."),
 ) -> None:
     """Fine-tune a checkpoint on bars, and write the result as a checkpoint with its card and curves.
@@ -53,6 +53,7 @@ def finetune(
     """
     import torch
 
+    from kronos_qlib.forecast.devices import pick_device
     from kronos_qlib.forecast.pretrained import load_pretrained
     from kronos_qlib.training.distributed import processes_from_environment
     from kronos_qlib.training.finetune import Start
@@ -77,8 +78,7 @@ def finetune(
     )
     if threads is not None:
         torch.set_num_threads(threads)
-    with processes_from_environment() as processes:
-        processes = on_device(processes, device)
+    with processes_from_environment(pick_device(device)) as processes:
         show_log(processes.first)
         place = corpus or out / "corpus"
         opened = open_corpus(settings, bars, [], store, universe, place, calendar, freq, region, processes)
@@ -102,14 +102,6 @@ def merged(content: dict[str, Any], tuning: dict[str, Any]) -> dict[str, Any]:
     if tuning["steps"] is not None or tuning["epochs"] is not None:
         content = {key: value for key, value in content.items() if key not in ("steps", "epochs")}
     return override(content, **tuning)
-
-
-def on_device(processes: Any, device: str) -> Any:
-    """Return this process on the wished device where it is alone; torchrun has chosen for several."""
-    from kronos_qlib.forecast.devices import pick_device
-    from kronos_qlib.training.distributed import Processes
-
-    return Processes(device=pick_device(device)) if processes.alone else processes
 
 
 def _span(name: str, text: str | None) -> dict[str, str] | None:

@@ -35,6 +35,7 @@ def pretrain(
     calendar: str = typer.Option("XSHG", help="Exchange of the files' sessions, or 24/7."),
     freq: str = typer.Option("day", help="day, or minutes: 15min."),
     region: str = typer.Option("cn", help="cn leaves out the indices."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda, …; with torchrun each process has a GPU of its own."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads; all if not given. They fix the last bits."),
 ) -> None:
     """Train a tokenizer and a predictor on bars, and write them with their card and curves.
@@ -49,6 +50,7 @@ def pretrain(
     """
     import torch
 
+    from kronos_qlib.forecast.devices import pick_device
     from kronos_qlib.training.distributed import processes_from_environment
     from kronos_qlib.training.pretrain import pretrain as run_pretrain
     from kronos_qlib.training.recipe import load_recipe
@@ -57,7 +59,7 @@ def pretrain(
     settings = load_recipe(recipe)
     if threads is not None:
         torch.set_num_threads(threads)
-    with processes_from_environment() as processes:
+    with processes_from_environment(pick_device(device)) as processes:
         show_log(processes.first)
         found = open_corpus(
             settings, bars, valid_bars, store, universe, corpus or out / "corpus", calendar, freq, region, processes

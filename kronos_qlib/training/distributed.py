@@ -85,14 +85,21 @@ class Processes:
 
 
 @contextmanager
-def processes_from_environment() -> Iterator[Processes]:
-    """Join the processes that ``torchrun`` started; alone where it did not start this one."""
+def processes_from_environment(wanted: torch.device | None = None) -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` started; alone where it did not start this one.
+
+    Parameters
+    ----------
+    wanted : torch.device, optional
+        Where a process works that is alone; None: the CPU. Of several each takes the GPU of its own number, or the CPU
+        where ``wanted`` is one or there are no GPUs.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        yield Processes()
+        yield Processes(device=wanted or torch.device("cpu"))
         return
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and (wanted is None or wanted.type == "cuda"):
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

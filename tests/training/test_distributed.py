@@ -14,7 +14,7 @@ import torch
 from tiny_training import TOKENIZER, tiny_corpus, tiny_recipe, write_recipe
 
 from kronos_qlib.kronos import KronosTokenizer, TokenizerConfig, save_tokenizer
-from kronos_qlib.training.distributed import Processes, slice_size
+from kronos_qlib.training.distributed import Processes, processes_from_environment, slice_size
 from kronos_qlib.training.pretrain import pretrain
 from kronos_qlib.training.recipe import PretrainRecipe
 
@@ -91,3 +91,15 @@ def test_alone_there_is_nothing_to_join() -> None:
     assert alone.first
     assert alone.share_text("x") == "x"
     assert alone.gather(torch.ones(2)).shape == (1, 2)
+
+
+def test_a_process_that_is_alone_works_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that torchrun started alone: one GPU needs no group."""
+    for world in (None, "1"):
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        if world is not None:
+            monkeypatch.setenv("WORLD_SIZE", world)
+        with processes_from_environment(torch.device("cuda")) as processes:
+            assert (processes.alone, processes.device) == (True, torch.device("cuda"))
+        with processes_from_environment() as processes:
+            assert processes.device == torch.device("cpu")
