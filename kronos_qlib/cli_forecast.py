@@ -54,6 +54,7 @@ def forecast(
     """
     from kronos_qlib import KronosForecaster, SamplingConfig
     from kronos_qlib.forecast.cutoff import before_cutoff, card_date
+    from kronos_qlib.forecast.pretrained import warn_of_default_lookback
     from kronos_qlib.market.adjust import adjust_bars
     from kronos_qlib.market.calendars import get_calendar
     from kronos_qlib.market.report import format_stamp
@@ -76,6 +77,7 @@ def forecast(
         lookback=lookback,
         device=device,
     )
+    warn_of_default_lookback(checkpoint, forecaster.card, lookback)
     futures = forecaster.forecast_frame(history, horizon=horizon, sampling=sampling, calendar=sessions, instrument=name)
     quantiles = quantile_table(futures)
     with whole_files(out) as folder:

@@ -19,6 +19,7 @@ from kronos_qlib.evaluation.probability import ensemble_coverage
 from kronos_qlib.evaluation.references import REFERENCES, reference_columns
 from kronos_qlib.forecast.figures import calibration_table, signal_table
 from kronos_qlib.forecast.forecaster import KronosForecaster
+from kronos_qlib.forecast.pretrained import warn_of_default_lookback
 from kronos_qlib.forecast.reduction import LEVELS, CheckpointSource, ReductionPlan, reduce_forecasts
 from kronos_qlib.forecast.token_quality import cut_windows, draw_window_ends, token_quality
 from kronos_qlib.handler import find_calendar, load_panel, member_index, member_spans, sessions_between
@@ -163,6 +164,7 @@ def examine(config: ExamineConfig, *, jobs: int = 1, progress: bool = True) -> d
     ValueError : the checkpoint does not load, or as :func:`prepare`.
     """
     forecaster = config.source.load()
+    warn_of_default_lookback(config.source.model, forecaster.card, config.source.lookback)
     prepared = prepare(config, forecaster.lookback)
     plan = ReductionPlan(prepared.policy, config.horizon, config.sampling, prepared.calendar)
     tokens = examine_tokens(forecaster, prepared, config)

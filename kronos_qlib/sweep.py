@@ -24,6 +24,7 @@ from kronos_qlib.examine import LONGEST_LABEL, SPANS, calibrated_coverage, open_
 from kronos_qlib.forecast.figures import calibration_table, signal_table
 from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.forecast.grid import Setting
+from kronos_qlib.forecast.pretrained import warn_of_default_lookback
 from kronos_qlib.forecast.reduction import (
     LEVELS,
     SIGNALS,
@@ -95,6 +96,7 @@ class SweepBench:
 
     def __init__(self, config: SweepConfig, forecaster: KronosForecaster) -> None:
         self.config, self.forecaster = config, forecaster
+        warn_of_default_lookback(config.source.model, forecaster.card, config.source.lookback)
         known = open_store(config.store)
         self.store_fingerprint = str(known.get("fingerprint", ""))
         freq = str(known["freq"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from kronos_qlib.kronos.checkpoint import local_folder
 DEFAULT_CONTEXT = 512
 # Published configs name no context (trap 20); these are the lengths the checkpoints were trained with.
 KNOWN_CONTEXTS = {"kronos-mini": 2048, "kronos-small": 512, "kronos-base": 512}
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,16 @@ def context_length(name: str, card: dict[str, Any], model: str | Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 2:
         raise ValueError(f"the card of {model} says {name}={value!r}; expected a whole number of at least 2")
     return value
+
+
+def warn_of_default_lookback(model: str | Path, card: Mapping[str, Any], given: int | None) -> None:
+    """Warn where windows hold 512 bars because nobody said how many: no setting, no card, no known checkpoint's name.
+
+    A checkpoint forecasts windows of another length than it was trained on, without an error and worse.
+    """
+    known = Path(str(model)).name.lower() in KNOWN_CONTEXTS
+    if given is None and card.get("lookback") is None and not known:
+        _logger.warning(
+            "no card of %s names a lookback: windows hold up to %d bars; set --lookback (lookback=) to the length that "
+            "it was trained on", model, DEFAULT_CONTEXT,
+        )  # fmt: skip

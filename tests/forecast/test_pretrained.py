@@ -14,7 +14,7 @@ from tiny_network import tiny_networks
 
 import kronos_qlib
 from kronos_qlib.forecast.forecaster import KronosForecaster
-from kronos_qlib.forecast.pretrained import context_length, find_tokenizer
+from kronos_qlib.forecast.pretrained import context_length, find_tokenizer, warn_of_default_lookback
 from kronos_qlib.kronos import SamplingConfig, save_model, save_tokenizer
 
 SAMPLING = SamplingConfig(n_paths=2)
@@ -72,6 +72,15 @@ def test_trap_20_lengths_of_the_caller_then_the_card_then_the_name_then_512(chec
 def test_trap_20_known_names(name: str, expected: int) -> None:
     assert context_length("max_context", {}, name) == expected
     assert context_length("lookback", {"lookback": 60}, name) == 60
+
+
+def test_trap_20_a_lookback_that_nobody_named_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_default_lookback("mine", {}, 90)
+    warn_of_default_lookback("mine", {"lookback": 90}, None)
+    warn_of_default_lookback("NeoQuasar/Kronos-small", {}, None)
+    assert not caplog.records
+    warn_of_default_lookback("mine", {}, None)
+    assert "no card of mine names a lookback: windows hold up to 512 bars; set --lookback" in caplog.text
 
 
 def test_user_errors(checkpoint: Path, tmp_path: Path) -> None:
