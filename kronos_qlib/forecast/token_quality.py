@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kronos_qlib.kronos import Kronos, KronosTokenizer
 from kronos_qlib.kronos.normalise import CLIP, normalise
+from kronos_qlib.kronos.token_statistics import perplexity
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.stamps import time_stamps
 from kronos_qlib.market.windows import WindowPolicy, window_lengths
@@ -189,8 +190,8 @@ def token_quality(
         **{name: Estimate.of(values) for name, values in per_window.items()},
         s1_codes=len(codes[0]),
         s2_codes=len(codes[1]),
-        s1_perplexity=_perplexity(codes[0]),
-        s2_perplexity=_perplexity(codes[1]),
+        s1_perplexity=perplexity(codes[0]),
+        s2_perplexity=perplexity(codes[1]),
         clipped_share=clipped_share,
         n_windows=n,
         n_reconstructed=len(error),
@@ -211,8 +212,3 @@ def _losses(model: Kronos, s1: Tensor, s2: Tensor, stamps: Tensor) -> Tensor:
 def _errors(bars: Tensor, decoded: Tensor) -> list[Tensor]:
     difference = decoded.float() - bars
     return [(difference**2).mean(dim=(1, 2)), difference.abs().mean(dim=(1, 2))]
-
-
-def _perplexity(counts: NDArray[np.int64]) -> float:
-    share = counts / counts.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
