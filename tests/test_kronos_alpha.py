@@ -179,6 +179,7 @@ def runs(places: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd
     return found
 
 
+@pytest.mark.slow
 def test_the_workflows_run_and_are_judged_on_the_same_rows(runs: dict[str, pd.DataFrame]) -> None:
     judged = {name: frame.dropna() for name, frame in runs.items()}
     first = judged[LIGHTGBM[0]]
