@@ -15,6 +15,9 @@ from kronos_qlib.training.augment import Augmentation
 from kronos_qlib.training.settings import Settings
 from kronos_qlib.training.stagnant import StretchFilter
 
+# how often a state is saved, and who cuts the batches: a run may go on with others
+WITHOUT_RESULT = ("save_every", "workers")
+
 
 class Training(Settings):
     """How any network is optimised: AdamW, warm-up and cosine, clipping, early stopping.
@@ -78,7 +81,7 @@ class Training(Settings):
 
     def identity(self) -> dict[str, Any]:
         """Return what fixes the result: everything but how often a state is saved and who cuts the batches."""
-        return {key: value for key, value in self.to_dict().items() if key not in ("save_every", "workers")}
+        return {key: value for key, value in self.to_dict().items() if key not in WITHOUT_RESULT}
 
 
 class TokenizerTraining(Training):
@@ -136,7 +139,9 @@ class PretrainRecipe(Settings):
     max_gap, max_jump
         Of the window policy (see ``market.windows``).
     tokenizer, tokenizer_training
-        Shape and training of the tokenizer; or ``tokenizer_from``, a checkpoint whose tokenizer is taken as it is.
+        Shape and training of the tokenizer; or ``tokenizer_from``, a checkpoint whose tokenizer is taken as it is. What
+        it has learned counts in the card's ``train_start`` and ``cutoff``, and must lie in the train span of an
+        isolated recipe.
     model, predictor_training
         Shape and training of the predictor.
     augmentation : Augmentation
@@ -230,9 +235,9 @@ def load_recipe(path: Path) -> PretrainRecipe:
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any], where: str = "") -> list[str]:
-    """List the settings in which two runs differ, ``key: found -> wanted``."""
+    """List the settings in which two runs differ, ``key: found -> wanted``; not those that change no result."""
     lines = []
-    for key in sorted(found.keys() | wanted.keys()):
+    for key in sorted((found.keys() | wanted.keys()) - set(WITHOUT_RESULT)):
         old, new = found.get(key), wanted.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             lines += differences(old, new, f"{where}{key}.")

@@ -79,9 +79,13 @@ class Run:
         return False
 
     def save(self) -> None:
-        """Write the state, in the first process alone."""
-        # every process takes part in the gathering
+        """Write the state, in the first process alone; ValueError where the loss since the last validation is broken.
+
+        A state with broken weights would end every run that goes on from it, so the one before is kept.
+        """
+        # every process takes part in the gathering, so that all of them refuse together
         sums = {name: self.processes.gather(value).mean(dim=0).item() for name, value in self._sums.items()}
+        self.refuse_broken(**{name: sums[name] for name in ("loss", "gradient_norm") if name in sums})
         if not self.processes.first:
             return
         state = TrainingState(
@@ -106,6 +110,15 @@ class Run:
             state.put("ema", self.average.values)
         state.put("best", self.best)
         save_state(self.path, state)
+
+    def refuse_broken(self, **figures: float) -> None:
+        """Raise a ValueError unless all these figures are numbers."""
+        if not all(math.isfinite(value) for value in figures.values()):
+            found = ", ".join(f"{name} {value}" for name, value in figures.items())
+            raise ValueError(
+                f"{self.name}: by step {self.step} the loss is no number any more ({found}); the state before is kept. "
+                "Lower the rate, lengthen the warm-up or clip harder"
+            )
 
     def restore(self, identity: dict[str, Any]) -> None:
         """Go on from the saved state where there is one; ValueError where it is another run's."""

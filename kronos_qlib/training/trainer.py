@@ -7,7 +7,6 @@ same number of threads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -225,11 +224,7 @@ class _Loop:
                 raise ValueError(f"validate gave {', '.join(valid)}; expected {chosen_by!r} among them")
             value = valid[chosen_by]
             train = run.take_means()
-            if not (math.isfinite(value) and math.isfinite(train["loss"])):
-                raise ValueError(
-                    f"{run.name}: by step {run.step} the loss is no number any more (train {train['loss']}, valid "
-                    f"{value}); the state before is kept. Lower the rate, lengthen the warm-up or clip harder"
-                )
+            run.refuse_broken(train=train["loss"], valid=value)
             best = run.judge(value, self.config.patience)
         self.network.train()
         entry = {"step": run.step, "rate": self._rate(), "gradient_norm": train.pop("gradient_norm")}

@@ -128,6 +128,22 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_state(tmp_path: Pat
     assert (history.best_step, history.best_value) == (10, 1.0)
 
 
+def test_a_state_between_validations_never_holds_broken_weights(tmp_path: Path) -> None:
+    class Breaks(Regression):
+        def loss(self, network: nn.Module, *inputs: Tensor) -> tuple[Tensor, Metrics]:
+            loss, metrics = super().loss(network, *inputs)
+            self.steps = getattr(self, "steps", 0) + 1
+            return (loss, metrics) if self.steps != 14 else (loss * math.nan, metrics)
+
+    network, figures = Point(), iter([3.0, 2.0, 1.0, 0.5])
+    validate = lambda _: {"error": next(figures)}  # noqa: E731
+    with pytest.raises(ValueError, match="by step 15 the loss is no number any more"):
+        train(network, Breaks(), Noise(), validate, config(save_every=5), tmp_path, name="x")  # type: ignore[arg-type]
+    # the state of step 10 is still there and sound
+    history = train(Point(), Regression(), Noise(), validate, config(save_every=5), tmp_path, name="x")  # type: ignore[arg-type]
+    assert [entry["step"] for entry in history.entries] == [10, 20, 30, 40]
+
+
 def test_trap_14_no_validation_windows_are_refused() -> None:
     empty = TrainingBatch(torch.zeros(0, 4, 6), torch.zeros(0, 4, 5, dtype=torch.int64), np.arange(0), 3)
     for batches in ([], [empty]):
