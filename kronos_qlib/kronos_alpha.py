@@ -13,7 +13,8 @@ from qlib.data.dataset.loader import DataLoader, NestedDataLoader, QlibDataLoade
 
 from kronos_qlib.handler import LABEL, MemberLoader
 from kronos_qlib.kronos.config import check_keys
-from kronos_qlib.loader import KronosFactorLoader
+from kronos_qlib.loader import HORIZON, KronosFactorLoader
+from kronos_qlib.rolling_horizon import label_horizon
 
 ALPHA_KEYS = (
     "instruments", "start_time", "end_time", "freq", "factors", "columns", "alpha158", "label", "infer_processors",
@@ -45,12 +46,15 @@ class KronosAlpha(DataHandlerLP):
         Add the 158 fields of Qlib's Alpha158.
     label : optional
         Qlib's ``[expressions, names]``; None: ``Ref($close, -2)/Ref($close, -1) - 1``.
-    sources, allow_in_sample, align, may_miss, carry, horizon
+    sources, allow_in_sample, align, may_miss, carry
         As in :class:`kronos_qlib.loader.KronosFactorLoader`.
+    horizon : int, optional
+        Bars after a row that its label reaches, by which training rows are purged; not fewer than ``label`` reads.
+        None: as in the loader, with a label given at least what it reads.
 
     Raises
     ------
-    ValueError : unknown key, no columns at all, and what the loader refuses.
+    ValueError : unknown key, no columns at all, a horizon shorter than the label's, and what the loader refuses.
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class KronosAlpha(DataHandlerLP):
                     align=align,
                     may_miss=may_miss,
                     carry=carry,
-                    horizon=horizon,
+                    horizon=_purged(label, horizon),
                     freq=freq,
                     filter_pipe=filter_pipe,
                 )
@@ -119,8 +123,26 @@ class KronosAlpha(DataHandlerLP):
             fetch_orig=fetch_orig,
         )
 
+    def get_label_config(self) -> Any:
+        """Return the default label, as Qlib's handlers do; a rolling run reads from it how far it looks ahead."""
+        return LABEL
+
     @property
     def factor_loader(self) -> KronosFactorLoader | None:
         """Return the loader of the factors: ``coverage``, ``alignment``, ``notes``; None without factors."""
         found = self.data_loader.data_loader_l[-1]
         return found if isinstance(found, KronosFactorLoader) else None
+
+
+def _purged(label: Any, horizon: int | None) -> int | None:
+    """Return how far training rows keep away from what the weights have seen: never less than the label reads."""
+    if label is None and horizon is None:
+        return None
+    reach = label_horizon({"kwargs": {"label": label or LABEL}})
+    if horizon is None:
+        return max(reach, HORIZON)
+    if horizon < reach:
+        raise ValueError(
+            f"KronosAlpha: horizon is {horizon}, but the label reads {reach} bars ahead; leave it out, or say {reach}"
+        )
+    return horizon

@@ -38,8 +38,9 @@ class KronosRolling:
 
     Every finished roll is a folder below ``state``; a run that was interrupted goes on at the roll it was in, and one
     that was finished only makes the records again. Each roll keeps a recorder in the experiment ``NAME_rolls``; the
-    joined prediction, its label and the records of the task go to the experiment ``NAME``. All rolls read the same
-    forecast store, where the handler has one.
+    joined prediction, its label and the records of the task go to the experiment ``NAME``. The joined prediction is
+    also ``prediction.parquet`` in ``state``. All rolls read the same forecast store, where the handler has one, and are
+    done again when its content changes.
 
     Parameters
     ----------
@@ -102,7 +103,9 @@ class KronosRolling:
         self._write_plan()
         recorders = self._run_rolls()
         sessions = pd.DatetimeIndex(D.calendar(rolls[0].test[0], rolls[-1].test[1], freq="day"))
-        check_days(self.predictions(), sessions)
+        joined = self.predictions()
+        check_days(joined, sessions)
+        joined.to_parquet(self.state / PREDICTION)
         options = {**asdict(self.options), "state": str(self.state)}
         folders = [self.folder(roll) for roll in rolls]
         ordered = [recorders[roll.roll_id] for roll in rolls]

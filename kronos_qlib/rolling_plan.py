@@ -16,8 +16,10 @@ from qlib.data import D
 from qlib.workflow.task.gen import RollingGen
 
 from kronos_qlib import __version__
+from kronos_qlib.forecast.store_catalog import content_fingerprint, fingerprints
 from kronos_qlib.handler import store_path
 from kronos_qlib.market.store import METADATA_FILE, store_metadata
+from kronos_qlib.market.store_columns import COLUMNS_KEY
 from kronos_qlib.resources import BUNDLED, checkpoint_path
 
 TEST = "test"
@@ -32,8 +34,8 @@ class Roll:
     Attributes
     ----------
     number : from 0, in the order of time.
-    roll_id : first day of its test segment and a hash of the task, the dates, the store and the checkpoint; equal for
-        equal work, so that an interrupted run finds what it had finished.
+    roll_id : first day of its test segment and a hash of the task, the dates, the store, the checkpoint and the
+        factors; equal for equal work, so that an interrupted run finds what it had finished.
     segments : name → (first, last) session, both included.
     task : the model's and the dataset's configuration with these segments.
     """
@@ -82,13 +84,14 @@ def make_rolls(
     segments = align_segments(plain["dataset"].get("kwargs", {}).get("segments"), calendar)
     last = segments[TEST][1]
     plain["dataset"]["kwargs"]["segments"] = purge(segments, calendar, horizon)
+    inputs = [_store_state(store_path()), _weights(plain)]
     rolls: list[Roll] = []
     for number, rolled in enumerate(_generator(calendar, step, rolling_type).generate(plain)):
         dates: Segments = dict(rolled["dataset"]["kwargs"]["segments"])
         dates[TEST] = (dates[TEST][0], min(dates[TEST][1], last))
         follow_segments(rolled, dates)
         before = rolls[-1].roll_id if finetune == "previous" and rolls else None
-        rolls.append(Roll(number, roll_id(rolled, dates, [finetune, before]), dates, rolled))
+        rolls.append(Roll(number, roll_id(rolled, dates, inputs, [finetune, before]), dates, rolled))
     return tuple(rolls)
 
 
@@ -162,9 +165,9 @@ def follow_segments(task: dict[str, Any], dates: Segments) -> None:
         _move_fit(settings, *dates["train"])
 
 
-def roll_id(task: Mapping[str, Any], dates: Segments, start: Any = None) -> str:
-    """Return a name for this work: the same for equal task, dates, store, weights and ``start``, in any process."""
-    content = [__version__, task, _store_state(store_path()), _weights(task), start]
+def roll_id(task: Mapping[str, Any], dates: Segments, inputs: list[Any], start: Any = None) -> str:
+    """Return a name for this work: the same for equal task, dates, ``inputs`` and ``start``, in any process."""
+    content = [__version__, task, *inputs, start]
     text = json.dumps(content, sort_keys=True, default=str)
     return f"{dates[TEST][0]:%Y%m%d}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -205,14 +208,16 @@ def _move_fit(settings: Any, first: pd.Timestamp, last: pd.Timestamp) -> None:
 
 def _store_state(store: Path) -> dict[str, Any]:
     if (store / METADATA_FILE).is_file():
-        return {"fingerprint": store_metadata(store).get("fingerprint")}
+        known = store_metadata(store)
+        # fields that were written later are no part of the fingerprint, but an expression may read them
+        return {key: known[key] for key in ("fingerprint", COLUMNS_KEY) if key in known}
     # a store of another tool has no fingerprint: its place and its calendar say when it grew
     days = store / "calendars" / "day.txt"
     return {"place": str(store), "sessions": hashlib.sha256(days.read_bytes()).hexdigest()}
 
 
 def _weights(settings: Any) -> dict[str, str]:
-    """Hash the weights in every folder that a task names, so that a roll is done again when they change."""
+    """Hash the weights or factors in every folder that a task names, so that a roll is done again when they change."""
     if isinstance(settings, Mapping):
         found: dict[str, str] = {}
         for part in settings.values():
@@ -225,6 +230,8 @@ def _weights(settings: Any) -> dict[str, str]:
     place = checkpoint_path(settings) if settings.startswith(BUNDLED) else Path(settings).expanduser()
     if not place.is_dir():
         return {}
+    if fingerprints(place):
+        return {settings: content_fingerprint(place)}
     files = sorted(file for pattern in WEIGHT_FILES for file in (*place.glob(pattern), *place.glob(f"*/{pattern}")))
     digest = hashlib.sha256()
     for file in files:

@@ -66,6 +66,7 @@ def test_each_test_day_is_scored_once(done: tuple[KronosRolling, Any]) -> None:
     assert score.index.equals(recorder.load_object("label.pkl").index)
     assert len(run.rolls) == 3
     assert run.plan()["done"].all()
+    pd.testing.assert_frame_equal(pd.read_parquet(run.state / PREDICTION), score)
 
 
 def test_the_records_are_made_from_the_joined_prediction(done: tuple[KronosRolling, Any]) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from fake_factors import FakeSource, fake_panel
 from rolling_tasks import linear_task
 from tiny_market import start_qlib
 
+from kronos_qlib.forecast.store import ForecastStore
+from kronos_qlib.handler import KronosAlpha
 from kronos_qlib.market.store import write_store
 from kronos_qlib.rolling_horizon import expression_horizon, label_horizon
 from kronos_qlib.rolling_plan import Roll, make_rolls, plan_table
@@ -162,6 +165,18 @@ def test_an_id_changes_with_the_weights(tmp_path: Path) -> None:
     assert make_rolls(task, step=30, rolling_type="expanding", horizon=2)[0].roll_id != first
 
 
+def test_an_id_changes_with_the_factors(tmp_path: Path) -> None:
+    task = linear_task(SEGMENTS)
+    task["dataset"]["kwargs"]["handler"]["kwargs"]["factors"] = str(tmp_path)
+    found = [make_rolls(task, step=30, rolling_type="expanding", horizon=2)[0].roll_id]
+    source, store = FakeSource(fake_panel()), ForecastStore(tmp_path)
+    for rows in (np.arange(100), np.arange(360), np.arange(50)):
+        store.build([(source, rows)], source.panel, progress=False)
+        found.append(make_rolls(task, step=30, rolling_type="expanding", horizon=2)[0].roll_id)
+    assert found[2] == found[3]
+    assert len(set(found)) == 3
+
+
 def test_the_table_of_dates() -> None:
     shown = plan_table(rolls())
     assert list(shown.columns) == [
@@ -218,6 +233,19 @@ def test_default_labels_are_found() -> None:
     ours = {"class": "KlineHandler", "module_path": "kronos_qlib.handler"}
     assert label_horizon(ours) == 2
     assert label_horizon({"class": "Alpha158", "module_path": "qlib.contrib.data.handler"}) == 2
+    assert label_horizon({"class": "KronosAlpha", "module_path": "kronos_qlib.handler"}) == 2
+
+
+def test_kronos_alpha_is_purged_by_its_label() -> None:
+    far = (["Ref($close, -21)/Ref($close, -1) - 1"], ["LABEL0"])
+    assert KronosAlpha(factors="f", init_data=False).factor_loader.horizon is None
+    assert KronosAlpha(factors="f", init_data=False, label=far).factor_loader.horizon == 21
+    assert KronosAlpha(factors="f", init_data=False, label=far, horizon=30).factor_loader.horizon == 30
+    with pytest.raises(ValueError, match="the label reads 21 bars ahead"):
+        KronosAlpha(factors="f", init_data=False, label=far, horizon=10)
+
+
+def test_labels_of_loaders_are_found() -> None:
     loader = {"class": "QlibDataLoader", "kwargs": {"config": {"label": ["Ref($close, -3)/$close - 1"]}}}
     plain = {"class": "DataHandlerLP", "module_path": "qlib.data.dataset.handler", "kwargs": {"data_loader": loader}}
     assert label_horizon(plain) == 3

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from kronos_qlib.forecast.store_files import put_in_place, read_rows
+from kronos_qlib.forecast.store_files import KEY, put_in_place, read_rows
 from kronos_qlib.forecast.store_source import FactorSource, differences, weights_of
 
 FORMAT = {"format": "kronos_qlib forecast store", "version": 1}
@@ -55,6 +57,25 @@ def source_folder(store: Path, fingerprint: str) -> Path:
 def fingerprints(store: Path) -> list[str]:
     """Return the fingerprints of a store's sources, sorted."""
     return sorted(path.parent.name for path in (store / "sources").glob("[!.]*/source.json"))
+
+
+def content_fingerprint(store: Path) -> str:
+    """Return a hash (32 hexadecimal digits) of what a store holds: its sources, and the rows and data of each.
+
+    Equal content gives equal hashes, in however many files and steps it was written.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for fingerprint in fingerprints(store):
+        digest.update(fingerprint.encode())
+        rows = read_rows(source_folder(store, fingerprint), [KEY])
+        if rows.empty:
+            continue
+        names = rows["instrument"].astype("category").cat
+        hashed = pd.util.hash_array(np.asarray(names.categories, dtype=object))
+        digest.update(rows["datetime"].to_numpy("datetime64[ns]").tobytes())
+        digest.update(hashed[names.codes.to_numpy()].tobytes())
+        digest.update(rows[KEY].to_numpy(np.uint64).tobytes())
+    return digest.hexdigest()
 
 
 def resolve(store: Path, beginning: str) -> str:

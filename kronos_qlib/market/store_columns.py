@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def write_columns(
     prefix : str
         Put before each column's name; the fields are ``$<prefix><column>``, in lower case.
     about : mapping
-        Noted in the store's metadata beside each field (where the values come from).
+        Noted in the store's metadata beside each field (where the values come from), with a hash of the values.
 
     Returns
     -------
@@ -70,7 +71,11 @@ def write_columns(
             block[:, 1 + position[rows] - first] = values[rows].T
             for name, column in zip(names, block, strict=True):
                 replace_file(folder / "features" / feature_folder(code) / f"{name}.{freq}.bin", column.tobytes())
-        noted = {**metadata.get(COLUMNS_KEY, {}), **{name: dict(about or {}) for name in names}}
+        digest = hashlib.blake2b(repr(instruments).encode(), digest_size=16)
+        for part in (codes, position, values):
+            digest.update(np.ascontiguousarray(part[order]).tobytes())
+        note = {**dict(about or {}), "content": digest.hexdigest()}
+        noted = {**metadata.get(COLUMNS_KEY, {}), **dict.fromkeys(names, note)}
         write_metadata(folder, {**metadata, COLUMNS_KEY: noted})
     return names
 

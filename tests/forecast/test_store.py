@@ -12,6 +12,7 @@ import pytest
 from fake_factors import COLUMNS, LENGTH, FakeSource, fake_bars, fake_panel, logged
 
 from kronos_qlib.forecast.store import ForecastStore, SourceSpan
+from kronos_qlib.forecast.store_catalog import content_fingerprint
 
 
 def all_rows(panel) -> np.ndarray:
@@ -69,6 +70,12 @@ def test_a_new_day_computes_its_rows_only(tmp_path: Path) -> None:
     assert sorted(logged(tmp_path / "log")) == [f"SH60000{number} {last:%Y-%m-%d}" for number in range(6)]
     assert "6 rows are not there yet: 6 instruments" in str(report)
     same(store.read(), expected(grown))
+    once = ForecastStore(tmp_path / "at once")
+    assert content_fingerprint(once.folder) == content_fingerprint(tmp_path / "nothing")
+    build(once, FakeSource(fake_panel(bars[bars["datetime"] < last])))
+    assert content_fingerprint(once.folder) != content_fingerprint(store.folder)
+    build(once, grown, batch_rows=7)
+    assert content_fingerprint(once.folder) == content_fingerprint(store.folder)
 
 
 def test_a_changed_bar_recomputes_the_windows_that_hold_it(tmp_path: Path) -> None:

@@ -31,7 +31,12 @@ def test_a_column_is_a_file_of_qlibs_kind(store: Path) -> None:
     sessions = (store / "calendars" / "day.txt").read_text().split()
     assert content[0] == sessions.index("2020-03-02")
     np.testing.assert_array_equal(content[1:], [1, 2, np.nan, 4])
-    assert store_metadata(store)["columns"] == {"kronos_er5": {"sources": ["abc"]}}
+    note = store_metadata(store)["columns"]["kronos_er5"]
+    assert note["sources"] == ["abc"]
+    write_columns(store, frame().iloc[::-1], about={"sources": ["abc"]})
+    assert store_metadata(store)["columns"]["kronos_er5"] == note
+    write_columns(store, frame() * 2, about={"sources": ["abc"]})
+    assert store_metadata(store)["columns"]["kronos_er5"] != note
     write_columns(store, frame("SH600002"))
     assert not (store / "features" / "sh600001" / "kronos_er5.day.bin").exists()  # replaced, not merged
 
