@@ -15,6 +15,8 @@ import pandas as pd
 
 from kronos_qlib.forecast.cutoff import card_date
 from kronos_qlib.forecast.reduction import CheckpointSource
+from kronos_qlib.forecast.store_cards import read_card
+from kronos_qlib.forecast.store_catalog import content_fingerprint, fingerprints, saved_source
 from kronos_qlib.kronos import load_card, save_model, save_tokenizer
 from kronos_qlib.resources import BUNDLED, checkpoint_path
 
@@ -38,22 +40,36 @@ class Weights:
 
 
 def find_weights(given: Sequence[str]) -> Weights:
-    """Weights in the folders among ``given``: those with safetensors in them; other values are no weights.
+    """Weights in the folders among ``given``: those with safetensors in them, and forecast stores.
 
     The fingerprint is of the bytes of all safetensors files, by their place in the folder, so that any kind of
-    checkpoint has one. The cutoff is the latest of the cards'; None as soon as one folder names none.
+    checkpoint has one, and of a forecast store's content. The cutoff is the latest of the cards', also of weights in a
+    store that answer for other rows; None as soon as one names none.
     """
     folders = [place for value in given if (place := _folder(value)) is not None]
     files = [(folder, file) for folder in folders for file in sorted(folder.rglob("*.safetensors"))]
-    if not files:
+    stores = [folder for folder in folders if fingerprints(folder)]
+    if not files and not stores:
         return Weights()
     digest = hashlib.sha256()
     for folder, file in files:
         digest.update(str(file.relative_to(folder)).encode())
         digest.update(file.read_bytes())
     cutoffs = [card_date(load_card(folder), "cutoff") for folder in dict(files)]
+    for store in stores:
+        digest.update(content_fingerprint(store).encode())
+        used = {saved_source(store, name)["weights"] for name in fingerprints(store)}
+        cutoffs += [card_date(read_card(store, weights) or {}, "cutoff") for weights in sorted(used)]
     known = [day for day in cutoffs if day is not None]
     return Weights(digest.hexdigest()[:16], max(known) if len(known) == len(cutoffs) else None)
+
+
+def file_fingerprint(path: Path) -> str:
+    """Hash of a file's bytes, 16 hex digits."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}; expected a parquet file of scores") from error
 
 
 def random_checkpoint(location: str, folder: Path) -> Path:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from kronos_qlib.comparison.rows import FLAGS
 from kronos_qlib.kronos.config import check_keys
 
 REGISTRY = Path(__file__).with_name("methods.yaml")
-KINDS = ("qlib", "column", "lagged", "shuffled_scores", "shuffled_labels")
+KINDS = ("qlib", "column", "scores", "lagged", "shuffled_scores", "shuffled_labels")
+DERIVED = ("lagged", "shuffled_scores", "shuffled_labels")
 FAMILIES = ("baseline", "reference", "kronos", "control")
 METHOD_KEYS = (
     "title", "family", "kind", "task", "of", "column", "sign", "lag", "needs", "seeds", "budget", "not_run", "variants",
-    "stops_on_valid",
+    "stops_on_valid", "path", "seen",
 )  # fmt: skip
 SEED = "<SEED>"
 # What the runner knows by itself; any other text in angle brackets is given by the caller.
@@ -37,14 +39,19 @@ class Method:
     name, title : key, and what the table calls it.
     family : ``baseline`` (Qlib's learners), ``reference`` (simple rules), ``kronos``, ``control``.
     kind : ``qlib``: ``task`` has a Qlib model and dataset. ``column``: ``column`` of the reference columns, times
-        ``sign``. ``lagged``: the scores of method ``of``, ``lag`` sessions late. ``shuffled_scores``: those dealt out
-        at random within each date; ``shuffled_labels``: those judged against labels dealt out so.
+        ``sign``. ``scores``: those of the parquet file ``path``, such as a rolling run's joined prediction, made
+        elsewhere (valid and test may be two files). ``lagged``: the scores of method ``of``, ``lag`` sessions late.
+        ``shuffled_scores``: those dealt out at random within each date; ``shuffled_labels``: those judged against
+        labels dealt out so.
     needs : modules that must be importable.
     seeds : for models that have one: run for each. Others run once, with seed 0.
     budget : CPU seconds that a run's own process may take; beyond them it is stopped and listed as not run.
     not_run : a reason; such an entry is only listed.
     variants : how many variants were tried on valid before this one was chosen, itself included.
     stops_on_valid : whether fitting uses the valid segment's labels (early stopping): its valid figures flatter it.
+    seen : for ``scores``, which nobody here has made: whether weights behind them saw dates of the segment judged;
+        ``unknown`` unless who adds the entry knows.
+    source : for the kinds with ``of``, that method's configuration; :func:`read_methods` fills it in.
     """
 
     name: str
@@ -62,14 +69,20 @@ class Method:
     not_run: str = ""
     variants: int = 1
     stops_on_valid: bool = False
+    path: str = ""
+    seen: str = "unknown"
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"method {self.name!r}"
         check_keys([self.kind], KINDS, f"{where}: kind")
         check_keys([self.family], FAMILIES, f"{where}: family")
+        check_keys([self.seen], FLAGS, f"{where}: seen")
         if self.kind == "qlib" and not self.not_run and not {"model", "dataset"} <= set(self.task):
             raise ValueError(f"{where}: a task needs model and dataset, found {sorted(self.task)}")
-        if self.kind not in ("qlib", "column") and not self.of:
+        if (self.kind == "scores") != bool(self.path):
+            raise ValueError(f"{where}: `path`, a parquet file, belongs to kind scores, which needs it")
+        if self.kind in DERIVED and not self.of:
             raise ValueError(f"{where}: kind {self.kind} needs `of`, the method whose scores it takes")
         if not self.seeds or self.variants < 1 or not self.budget > 0 or self.lag < 0:
             raise ValueError(
@@ -83,14 +96,16 @@ class Method:
 
     def placeholders(self) -> list[str]:
         """Names in angle brackets that the caller must give, sorted; seed and threads are not among them."""
-        return sorted({name for text in _texts(self.task) if (name := _placeholder(text))} - set(BUILT_IN))
+        return sorted({name for text in _texts([self.task, self.path]) if (name := _placeholder(text))} - set(BUILT_IN))
 
     def configuration(self) -> dict[str, Any]:
         """What the scores depend on, with placeholders: the same on every machine."""
-        return {
+        found = {
             "kind": self.kind, "task": self.task, "of": self.of, "column": self.column, "sign": self.sign,
             "lag": self.lag if self.kind == "lagged" else 0,
         }  # fmt: skip
+        # only where they say something, so that the others keep their hashes
+        return found | ({"path": self.path} if self.path else {}) | ({"source": self.source} if self.source else {})
 
     def missing_modules(self) -> list[str]:
         """Modules of ``needs`` that are not installed."""
@@ -114,9 +129,12 @@ def read_methods(paths: Sequence[Path] = (REGISTRY,)) -> dict[str, Method]:
         for name, entry in content.items():
             if not str(name).startswith("."):
                 methods[str(name)] = _method(str(name), entry, path)
-    for method in methods.values():
+    for name, method in methods.items():
         if method.of:
-            check_keys([method.of], methods, f"method {method.name!r}: of")
+            check_keys([method.of], methods, f"method {name!r}: of")
+            if methods[method.of].of:
+                raise ValueError(f"method {name!r} is of {method.of!r}, which is made of another's scores itself")
+            methods[name] = replace(method, source=methods[method.of].configuration())
     return methods
 
 

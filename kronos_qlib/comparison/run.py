@@ -14,9 +14,10 @@ from typing import Any
 import pandas as pd
 
 from kronos_qlib.comparison.bench import Bench
-from kronos_qlib.comparison.checkpoints import Weights, find_weights
-from kronos_qlib.comparison.methods import Method
+from kronos_qlib.comparison.checkpoints import Weights, file_fingerprint, find_weights
+from kronos_qlib.comparison.methods import Method, fill
 from kronos_qlib.comparison.rows import FIGURES, Row, add_row, read_rows
+from kronos_qlib.comparison.scores import read_scores
 from kronos_qlib.comparison.state import State
 from kronos_qlib.comparison.task import Protocol, Task
 from kronos_qlib.comparison.worker import NotRun, run_method
@@ -55,6 +56,7 @@ class Runner:
         self.bench = Bench(config.protocol, config.store, segment)
         self.state = State(config.state)
         self.commit = current_commit()
+        self._found_weights: dict[tuple[str, ...], Weights] = {}
         judged = self.bench.label.where(self.bench.judged)
         self.state.keep_bench(segment, judged, self.bench.columns[["size", "volatility"]])
 
@@ -104,7 +106,12 @@ class Runner:
                 "checkpoint; a changed method is a new method: give it another name"
             )
         chosen = [row for row in mine if row.segment == "valid"]
-        if not any((row.configuration, row.checkpoint) == (task.configuration, task.checkpoint) for row in chosen):
+        # scores made elsewhere: those of valid may be another file
+        elsewhere = self._source(task.method).kind == "scores"
+        if not any(
+            row.configuration == task.configuration and (elsewhere or row.checkpoint == task.checkpoint)
+            for row in chosen
+        ):
             raise ValueError(
                 f"{task.method.name} (seed {task.seed}) has no row on valid with this configuration and checkpoint; "
                 "run it there before test is read"
@@ -135,6 +142,8 @@ class Runner:
             raise NotRun(f"needs --set {absent[0]}=VALUE")
         if method.kind == "column":
             return self.bench.lay_out(method.sign * self._column(method)), None, 0.0
+        if method.kind == "scores":
+            return self.bench.lay_out(read_scores(self._path(method))), None, 0.0
         if method.kind == "qlib":
             scaled = _with_budget(task, self.config.budget_scale)
             scratch = self.state.folder / "scratch" / task.key
@@ -171,23 +180,35 @@ class Runner:
         return values
 
     def _weights(self, method: Method) -> Weights:
-        if method.of:
-            return self._weights(self.methods[method.of])
-        values = self.given(method)
-        return find_weights([str(values[name]) for name in method.placeholders() if name in values])
+        method, values = self._source(method), self.given(method)
+        if any(name not in values for name in method.placeholders()):
+            return Weights()  # it will not be run
+        if method.kind == "scores":
+            return Weights(file_fingerprint(self._path(method)))
+        used = tuple(str(values[name]) for name in method.placeholders())
+        if used not in self._found_weights:
+            self._found_weights[used] = find_weights(used)
+        return self._found_weights[used]
+
+    def _source(self, method: Method) -> Method:
+        """The method whose scores are judged."""
+        return self.methods[method.of] if method.of else method
+
+    def _path(self, method: Method) -> Path:
+        return Path(str(fill(method.path, self.given(method)))).expanduser()
 
     def _row(self, task: Task, reason: str, figures: Mapping[str, Any], seconds: float, cpu: float) -> Row:
         empty: dict[str, Any] = dict.fromkeys(FIGURES, math.nan) | {
             "first": "", "last": "", "days": 0, "rows": 0, "coverage": 0.0,
         }  # fmt: skip
-        weights = self._weights(task.method)
-        source = self.methods[task.method.of] if task.method.of else task.method
+        source = self._source(task.method)
+        seen = source.seen if source.kind == "scores" else self._weights(source).seen(self.bench.start)
         on_valid = self.segment == "valid" and source.stops_on_valid
         return Row(
             method=task.method.name, family=task.method.family, configuration=task.configuration, seed=task.seed,
             segment=task.segment, key=task.key, status="not run" if reason else "done", reason=reason,
             commit=self.commit, data=task.store_fingerprint, checkpoint=task.checkpoint,
-            trained_on_segment=weights.seen(self.bench.start), stopped_on_segment="yes" if on_valid else "no",
+            trained_on_segment=seen, stopped_on_segment="yes" if on_valid else "no",
             variants=task.method.variants, **(empty | dict(figures)), seconds=round(seconds, 1),
             cpu_seconds=round(cpu, 1),
         )  # fmt: skip

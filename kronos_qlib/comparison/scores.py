@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+
+
+def read_scores(path: Path) -> pd.Series:
+    """Read scores that were made elsewhere.
+
+    Parameters
+    ----------
+    path : parquet file indexed (datetime, instrument), in any order, with a column ``score`` or one column only; what
+        :class:`kronos_qlib.rolling.KronosRolling` writes as ``prediction.parquet``.
+
+    Raises
+    ------
+    ValueError : no such file, another index, several columns without ``score``, a row that occurs twice.
+    """
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"the scores {path} cannot be read: {error}; expected a parquet file") from error
+    if set(frame.index.names) != {"datetime", "instrument"}:
+        raise ValueError(f"{path} is indexed {list(frame.index.names)}; expected (datetime, instrument)")
+    if "score" not in frame and frame.shape[1] != 1:
+        raise ValueError(f"{path} has the columns {list(frame.columns)}; expected one named score")
+    if not frame.index.is_unique:
+        raise ValueError(f"{path} scores {frame.index[frame.index.duplicated()][0]} twice")
+    return (frame["score"] if "score" in frame else frame.iloc[:, 0]).rename("score")
 
 
 def carry_scores(raw: pd.Series, age: pd.Series, carry: int) -> pd.Series:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kronos_qlib.comparison.methods import Method, choose, fill, read_methods
+from kronos_qlib.comparison.methods import KINDS, Method, choose, fill, read_methods
 
 ENTRY = """
 .shared: &task {model: {class: M, kwargs: {seed: <SEED>, n: <THREADS>, weights: <CHECKPOINT>}}, dataset: {class: D}}
@@ -30,6 +30,12 @@ def test_an_entry_is_a_row(tmp_path: Path) -> None:
     assert not methods["two"].seeded
 
 
+def test_what_is_made_of_other_scores_changes_with_them(tmp_path: Path) -> None:
+    before = read_methods([registry(tmp_path, ENTRY)])
+    after = read_methods([registry(tmp_path, ENTRY.replace("class: M", "class: N"))])
+    assert before["two"].configuration() != after["two"].configuration()
+
+
 def test_later_registries_add_and_override(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     later = registry(tmp_path / "a", "two: {title: Other, family: reference, kind: column, column: size}")
@@ -45,6 +51,10 @@ def test_later_registries_add_and_override(tmp_path: Path) -> None:
         ("one: {title: One, family: kronos}", "model and dataset"),
         ("one: {title: One, family: control, kind: lagged}", "needs `of`"),
         ("one: {title: One, family: control, kind: lagged, of: none}", "unknown key 'none'"),
+        ("one: {title: One, family: control, kind: lagged, of: one}", "made of another's scores itself"),
+        ("one: {title: One, family: kronos, kind: scores}", "which needs it"),
+        ("one: {title: One, family: kronos, kind: column, path: file}", "belongs to kind scores"),
+        ("one: {title: One, family: kronos, kind: scores, path: file, seen: never}", "unknown key 'never'"),
         ("one: 3", "expected a mapping"),
         ("- one", "expected a mapping"),
     ],
@@ -82,7 +92,13 @@ def test_the_packaged_registry_has_every_method_that_the_table_promises() -> Non
         assert f"{learner}, Alpha158" in titles
     assert "LightGBM, Alpha360" in titles
     assert {"reversal_5", "reversal_20", "mean_reversion", "low_volatility", "low_turnover"} <= set(methods)
-    assert {m.kind for m in methods.values()} == {"qlib", "column", "lagged", "shuffled_scores", "shuffled_labels"}
+    assert {m.kind for m in methods.values()} == set(KINDS)
+    for learner in ("Linear", "LightGBM", "DoubleEnsemble"):
+        for features in ("Kronos factors", "Alpha158 + Kronos"):
+            (found,) = [method for method in methods.values() if method.title == f"{learner}, {features}"]
+            assert found.placeholders() == ["FACTORS"]
+            handler = found.task["dataset"]["kwargs"]["handler"]
+            assert bool(handler["kwargs"].get("alpha158")) == ("Alpha158" in features)
     # a learner that stops on valid says so: all that Qlib stops early
     assert not methods["linear_alpha158"].stops_on_valid
     assert methods["lightgbm_alpha158"].stops_on_valid

@@ -11,18 +11,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from fake_factors import FakeSource, fake_panel
 from tiny_market import LONG_HALT, UNIVERSE, write_tiny_checkpoint, write_tiny_store
 
 from kronos_qlib.comparison import run as run_module
+from kronos_qlib.comparison.checkpoints import find_weights
 from kronos_qlib.comparison.methods import Method, read_methods
 from kronos_qlib.comparison.rows import Row, read_rows
 from kronos_qlib.comparison.run import RunConfig, Runner
+from kronos_qlib.comparison.scores import read_scores
 from kronos_qlib.comparison.statistics import collect, compare, compare_pairs
 from kronos_qlib.comparison.task import Protocol, Task
 from kronos_qlib.comparison.worker import NotRun, compute_scores, run_method
 from kronos_qlib.evaluation.bootstrap import paired_bootstrap
 from kronos_qlib.evaluation.ic import daily_rank_ic, ic_summary
 from kronos_qlib.evaluation.multiplicity import romano_wolf
+from kronos_qlib.forecast.store import ForecastStore
+from kronos_qlib.forecast.store_cards import save_card
 from kronos_qlib.sweep_backtest import BacktestConfig
 
 REGISTRY = """
@@ -44,6 +49,7 @@ network:
             sampling: {n_paths: 2}, device: cpu}},
         dataset: {class: KlineDataset, module_path: kronos_qlib.dataset, kwargs: {handler: {
             class: KlineHandler, module_path: kronos_qlib.handler, kwargs: {start_time: <SEGMENT_START>}}}}}}
+made: {title: Made elsewhere, family: kronos, kind: scores, path: <MADE>}
 slow: {title: Slow, family: baseline, not_run: it takes a week}
 greedy: {title: Greedy, family: baseline, budget: 0.001, task: {model: {}, dataset: {}}}
 broken: {title: Broken, family: baseline, task: {
@@ -62,7 +68,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     store = write_tiny_store(folder / "store")
     checkpoint = write_tiny_checkpoint(folder / "tiny", lookback=40, max_context=64, cutoff="2020-08-31")
     return RunConfig(store, folder / "results" / "alpha.csv", folder / "state", protocol,
-                     {"CHECKPOINT": str(checkpoint)})  # fmt: skip
+                     {"CHECKPOINT": str(checkpoint), "MADE": str(folder / "valid.parquet")})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +93,15 @@ def run_here(task: Task, given: Any, fit_folder: Path, folder: Path) -> tuple[pd
 def rows(runner: Runner, methods: dict[str, Method]) -> Iterator[dict[str, Row]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "run_method", run_here)
+        # one column of another name, levels turned round: what any tool may write
+        made = runner.bench.columns["reversal_20"].swaplevel().to_frame("prediction").sample(frac=1.0, random_state=0)
+        made.to_parquet(runner.config.given["MADE"])
         yield {name: runner.run(methods[name])[0] for name in methods if name not in ("greedy", "broken")}
 
 
 def test_every_method_has_a_row_or_a_reason(rows: dict[str, Row], methods: dict[str, Method]) -> None:
     assert {name for name, row in rows.items() if row.status == "done"} == {
-        "learner", "reversal", "late", "mixed", "mixed_labels", "network",
+        "learner", "reversal", "late", "mixed", "mixed_labels", "network", "made",
     }  # fmt: skip
     assert rows["slow"].reason == "it takes a week"
 
@@ -136,6 +145,49 @@ def test_the_label_is_qlibs(runner: Runner) -> None:
     mine = bench.label[bench.judged]
     assert len(mine) > 300
     assert mine.to_numpy() == pytest.approx(qlib.reindex(mine.index).to_numpy(), abs=1e-6)
+
+
+def test_scores_made_elsewhere_are_judged_as_our_own(runner: Runner, rows: dict[str, Row]) -> None:
+    ours = runner.bench.lay_out(runner.bench.columns["reversal_20"])
+    pd.testing.assert_series_equal(runner.state.scores(rows["made"].key), ours, check_names=False)
+    assert rows["made"].trained_on_segment == "unknown"
+    assert len(rows["made"].checkpoint) == 16
+
+
+def test_scores_of_test_may_be_another_file_and_are_read_once(
+    config: RunConfig, methods: dict[str, Method], rows: dict[str, Row], tmp_path: Path
+) -> None:
+    place = tmp_path / "test.parquet"
+    runner = Runner(replace(config, given={"MADE": str(place)}), "test", methods)
+    with pytest.raises(ValueError, match="cannot be read"):
+        runner.run(methods["made"])
+    frame = runner.bench.columns["reversal_20"].to_frame("score")
+    frame.to_parquet(place)
+    (row,) = runner.run(methods["made"])
+    assert (row.status, row.segment) == ("done", "test")
+    assert row.checkpoint != rows["made"].checkpoint
+    assert [again.key for again in runner.run(methods["made"])] == [row.key]
+    (-frame).to_parquet(place)
+    with pytest.raises(ValueError, match="test was read for made"):
+        runner.run(methods["made"])
+    pd.concat([frame, frame]).to_parquet(place)
+    with pytest.raises(ValueError, match="twice"):
+        read_scores(place)
+    frame.assign(other=1.0).rename(columns={"score": "one"}).to_parquet(place)
+    with pytest.raises(ValueError, match="one named score"):
+        read_scores(place)
+
+
+def test_factors_are_known_by_what_their_folder_holds(tmp_path: Path) -> None:
+    source, store = FakeSource(fake_panel()), ForecastStore(tmp_path)
+    store.build([(source, np.arange(100))], source.panel, progress=False)
+    some = find_weights([str(tmp_path)])
+    assert some.seen("2020-01-01") == "unknown"  # no card
+    save_card(tmp_path, "w0", {"cutoff": "2019-12-31"})
+    assert find_weights([str(tmp_path)]).seen("2020-01-01") == "no"
+    assert find_weights([str(tmp_path)]).seen("2019-12-31") == "yes"
+    store.build([(source, np.arange(200))], source.panel, progress=False)
+    assert find_weights([str(tmp_path)]).fingerprint != some.fingerprint
 
 
 def test_a_suspended_name_has_the_same_rule_in_every_method(runner: Runner, rows: dict[str, Row]) -> None:
