@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -32,6 +31,7 @@ from kronos_qlib.kronos.checkpoint import CARD_FILE, write_whole
 from kronos_qlib.kronos.normalise import CLIP, EPSILON
 from kronos_qlib.kronos.token_statistics import TokenCounter, TokenStatistics
 from kronos_qlib.market.windows import WindowPolicy
+from kronos_qlib.training.commit import source_commit
 from kronos_qlib.training.settings import Settings
 
 PREPROCESSING: dict[str, Any] = {
@@ -95,7 +95,9 @@ class CheckpointCard(Settings):
     card_version : int
         1. A card without it is of an older make, see :func:`read_card`.
     train_start, cutoff : date
-        First and last date of the bars that the weights were trained to predict; contexts may begin earlier.
+        First and last date of the bars that touched the weights. Contexts count: their bars are learned too, if with
+        less weight, and a window's context may begin before the span whose bars it was to predict (unless that is
+        isolated).
     valid_start, valid_end : date
         Span that the weights were chosen by. Where it ends after the cutoff, figures on it are flattered a little.
     universe : str
@@ -336,23 +338,14 @@ def token_statistics(tokenizer: KronosTokenizer, batches: Iterable[Tensor | Any]
     return counter.result()
 
 
-def source_commit() -> str:
-    """Return the commit of the package's own repository (``-changed`` when files differ), else its version."""
-    from kronos_qlib import __version__
-
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return f"version {__version__}"
+def card_day(card: Mapping[str, Any], key: str) -> datetime.date | None:
+    """Return a date of a card of any make, None where it has none; ValueError where it is no date."""
     try:
-        commit = _git(root, "rev-parse", "HEAD").strip()
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "kronos_qlib").strip()
-    except (OSError, subprocess.CalledProcessError):
-        return f"version {__version__}"
-    return commit + ("-changed" if changed else "")
-
-
-def _git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout
+        return None if card.get(key) is None else _date(card[key])
+    except ValueError as error:
+        raise ValueError(
+            f"the checkpoint's card says {key}={card[key]!r}; expected a date such as 2014-12-31"
+        ) from error
 
 
 def _date(value: str | datetime.date) -> datetime.date:

@@ -38,6 +38,8 @@ from kronos_qlib.training.tuning import learning, with_dropout
 logger = logging.getLogger(__name__)
 # windows whose tokens the card counts: 360,000 bars of 90-bar contexts, which a CPU encodes in seconds
 COUNTED = 4_000
+# the first date of a parent that names none: cross-fitting must take no earlier bar for unseen
+BEFORE_ALL_BARS = datetime.date(1900, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Start:
 
     def dates(self, recipe: FinetuneRecipe) -> tuple[datetime.date | None, datetime.date]:
         """Return first and last date that the weights have learned; a ValueError where the last is not known."""
-        start, cutoff = (_day(self.card, key) for key in ("train_start", "cutoff"))
+        start, cutoff = (cards.card_day(self.card, key) for key in ("train_start", "cutoff"))
         known = [day for day in (cutoff, recipe.parent_cutoff) if day is not None]
         if not known:
             raise ValueError(
@@ -196,7 +198,7 @@ class _Run:
         config = recipe.predictor_tuning.training(len(self.windows.train))
         steps = int(self.histories["predictor"].entries[-1]["step"])
         tokenizer = load_tokenizer(self.out)
-        older_valid = [_day(known, key) for key in ("valid_start", "valid_end")]
+        older_valid = [cards.card_day(known, key) for key in ("valid_start", "valid_end")]
         return cards.make_card(
             tokenizer,
             load_model(self.out),
@@ -204,7 +206,7 @@ class _Run:
             lookback=recipe.lookback,
             horizon=recipe.forecast_horizon,
             max_context=recipe.max_context,
-            train_start=min(day for day in (first, recipe.train.start) if day is not None),
+            train_start=min(first or BEFORE_ALL_BARS, recipe.train.start, self.windows.first_day()),
             cutoff=max(cutoff, recipe.train.end),
             valid_start=min(day for day in (older_valid[0], recipe.valid.start) if day is not None),
             valid_end=max(day for day in (older_valid[1], recipe.valid.end) if day is not None),
@@ -251,13 +253,3 @@ class _Run:
                 "fine-tuning made the %s no better: %s %.4f on valid before, %.4f after; lower the rate, freeze more, "
                 "or stay with the given weights", name, metric, before, after,
             )  # fmt: skip
-
-
-def _day(card: Mapping[str, Any], key: str) -> datetime.date | None:
-    value = card.get(key)
-    if value is None:
-        return None
-    try:
-        return datetime.date.fromisoformat(str(value)[:10])
-    except ValueError as error:
-        raise ValueError(f"the checkpoint's card says {key}={value!r}; expected a date such as 2014-12-31") from error

@@ -122,7 +122,8 @@ class Tuning(Settings):
     weights_dtype : str
         Of the written weights. float32, for a small change is lost in bfloat16's eight bits.
     parent_cutoff, parent_train_start : date
-        Last and first date of the bars that the given weights have learned; needed where its card names no cutoff.
+        Last and first date of the bars that the given weights have learned; the last is needed where its card names no
+        cutoff. Where nothing names the first, the new card says 1900-01-01: any earlier bar may have been seen.
     """
 
     name: str = Field("finetuned", min_length=1, pattern=r"^[^./][^/]*$")

@@ -5,6 +5,7 @@ The same folder goes on where an earlier process stopped; a folder of another re
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 from pathlib import Path
@@ -16,12 +17,13 @@ from kronos_qlib.kronos import (
     Kronos,
     KronosTokenizer,
     fingerprint,
+    load_card,
     load_model,
     load_tokenizer,
     save_model,
     save_tokenizer,
 )
-from kronos_qlib.training.card import CheckpointCard, make_card, token_statistics, write_card
+from kronos_qlib.training.card import CheckpointCard, card_day, make_card, token_statistics, write_card
 from kronos_qlib.training.corpus import Corpus
 from kronos_qlib.training.distributed import Processes
 from kronos_qlib.training.recipe import PretrainRecipe, check_bits
@@ -69,6 +71,7 @@ def pretrain(
     """
     processes = processes or Processes()
     check_policy(recipe, corpus)
+    learned_days(recipe)
     windows = Windows.of(recipe, corpus)
     claim_folder(out, {"recipe": recipe.to_dict(), "corpus": corpus.fingerprint}, processes)
     histories: dict[str, TrainingHistory] = {}
@@ -81,6 +84,34 @@ def pretrain(
         write_card(card, out)
     processes.barrier()
     return json.loads((out / "card.json").read_text(encoding="utf-8"))
+
+
+def learned_days(recipe: PretrainRecipe) -> tuple[datetime.date, datetime.date]:
+    """Return first and last date of the bars that the weights learn, those of a tokenizer that is given included.
+
+    Raises
+    ------
+    ValueError : the recipe is isolated, and the given tokenizer has learned bars outside the train span, or its card
+        does not say which.
+    """
+    train = recipe.train
+    if recipe.tokenizer_from is None:
+        return train.start, train.end
+    card = load_card(recipe.tokenizer_from)
+    start, cutoff = card_day(card, "train_start"), card_day(card, "cutoff")
+    known = start is not None and cutoff is not None
+    if recipe.isolated and (start is None or cutoff is None or start < train.start or cutoff > train.end):
+        learned = f"bars from {start} to {cutoff}" if known else "bars that no card dates"
+        raise ValueError(
+            f"the recipe is isolated to {train.start} … {train.end}, but tokenizer_from {recipe.tokenizer_from} has "
+            f"learned {learned}; train a tokenizer on the span (tokenizer and tokenizer_training)"
+        )
+    if not known:
+        logger.warning(
+            "no card says which bars tokenizer_from %s has learned: the card's dates will be those of the predictor",
+            recipe.tokenizer_from,
+        )
+    return min(start or train.start, train.start), max(cutoff or train.end, train.end)
 
 
 def _tokenizer(
@@ -134,6 +165,7 @@ def describe(
     config = recipe.predictor_training
     tokenizer, model = load_tokenizer(out), load_model(out)
     steps = int(histories["predictor"].entries[-1]["step"])
+    first, last = learned_days(recipe)
     return make_card(
         tokenizer,
         model,
@@ -141,8 +173,8 @@ def describe(
         lookback=recipe.lookback,
         horizon=recipe.forecast_horizon,
         max_context=recipe.max_context,
-        train_start=recipe.train.start,
-        cutoff=recipe.train.end,
+        train_start=min(first, windows.first_day()),
+        cutoff=last,
         valid_start=recipe.valid.start,
         valid_end=recipe.valid.end,
         universe=recipe.universe,

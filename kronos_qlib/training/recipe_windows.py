@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,6 +72,11 @@ class Windows:
                 raise ValueError(f"the {name} span holds nothing: {error}") from error
             chosen[name] = selection.ends
         return cls(recipe, corpus, **chosen)
+
+    def first_day(self) -> datetime.date:
+        """Day of the first bar of any training window; contexts that reach back before the train span count too."""
+        firsts = self.train - (self.recipe.lookback + self.recipe.horizon - 1)
+        return datetime.date.fromisoformat(str(self.corpus.timestamps[firsts].min())[:10])
 
     def stream(self, config: Training) -> WindowStream:
         """Training batches."""
