@@ -115,15 +115,19 @@ def write_picture(out: Path) -> Path:
 def command_line() -> str:
     """Return the command as it was given, files and folders by their names alone: a card travels, folders do not."""
     program, *given = sys.argv
-    return shlex.join([Path(program).name, *(Path(word).name if "/" in word else word for word in given)])
+    return shlex.join([Path(program).name, *map(_without_folders, given)])
+
+
+def _without_folders(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + Path(value).name if "/" in value else word
 
 
 def show_log(first: bool) -> None:
-    """Let the first process say what it does on stderr."""
+    """Let the first process say what it does on stderr, unless the program that it runs in keeps a log of its own."""
     logger = logging.getLogger("kronos_qlib.training")
     logger.setLevel(logging.INFO if first else logging.WARNING)
-    if not logger.handlers:
+    if not logger.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         logger.addHandler(handler)
-        logger.propagate = False

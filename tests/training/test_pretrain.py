@@ -53,9 +53,17 @@ def test_a_given_tokenizer_is_taken_as_it_is(tmp_path: Path) -> None:
     corpus = tiny_corpus(tmp_path / "corpus")
     pretrain(tiny_recipe(**SHORT), corpus, tmp_path / "first")
     given = {"tokenizer": None, "tokenizer_training": None, "tokenizer_from": str(tmp_path / "first")}
-    pretrain(tiny_recipe(predictor_training__steps=6, **given), corpus, tmp_path / "second")
+    early = {"train__end": "2010-05-31", "valid": {"start": "2010-06-01", "end": "2010-07-31"}}
+    card = pretrain(tiny_recipe(predictor_training__steps=6, **given, **early), corpus, tmp_path / "second")
     assert fingerprint(load_tokenizer(tmp_path / "second")) == fingerprint(load_tokenizer(tmp_path / "first"))
     assert list(json.loads((tmp_path / "second" / "curves.json").read_text())) == ["predictor"]
+    # the tokenizer learned bars up to August, and its tokens carry them into every forecast
+    assert (card["train_start"], card["cutoff"]) == ("2010-01-01", "2010-08-31")
+    with pytest.raises(ValueError, match=r"isolated to 2010-01-01 … 2010-05-31, but tokenizer_from .* to 2010-08-31"):
+        pretrain(tiny_recipe(**given, **early, isolated=True), corpus, tmp_path / "third")
+    (tmp_path / "first" / "card.json").unlink()
+    with pytest.raises(ValueError, match="bars that no card dates"):
+        pretrain(tiny_recipe(**given, **early, isolated=True), corpus, tmp_path / "third")
 
 
 @pytest.mark.parametrize(
@@ -165,6 +173,14 @@ def test_joint_projections_are_the_single_ones() -> None:
 
 def test_a_card_names_files_without_their_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is handed on; where its maker kept the bars is nobody's business and helps no reader."""
-    given = ["/opt/bin/kronos-qlib", "pretrain", "recipes/r.yaml", "--bars", "/home/me/a.parquet", "--threads", "1"]
+    given = ["/opt/bin/kronos-qlib", "pretrain", "recipes/r.yaml", "--bars", "/home/me/a.parquet", "--out=/tmp/x"]
     monkeypatch.setattr(sys, "argv", given)
-    assert command_line() == "kronos-qlib pretrain r.yaml --bars a.parquet --threads 1"
+    assert command_line() == "kronos-qlib pretrain r.yaml --bars a.parquet --out=x"
+
+
+@pytest.mark.parametrize(("isolated", "first"), [(False, "2010-02-11"), (True, "2010-03-01")])
+def test_a_card_begins_with_the_first_bar_that_was_learned(tmp_path: Path, isolated: bool, first: str) -> None:
+    """Contexts reach back twelve sessions before the span and are learned too: cross-fitting must not score them."""
+    recipe = tiny_recipe(**SHORT, train__start="2010-03-01", isolated=isolated)
+    card = pretrain(recipe, tiny_corpus(tmp_path / "corpus"), tmp_path / "out")
+    assert card["train_start"] == first
