@@ -6,6 +6,7 @@ For z-scores and ranks use Qlib's own: ``RobustZScoreNorm`` and ``ZScoreNorm`` (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,10 +17,12 @@ from qlib.data.dataset.utils import fetch_df_by_index
 from qlib.log import get_module_logger
 
 from kronos_qlib.alpha.components import Components, fit_components
+from kronos_qlib.alpha.factors_table import TABLE_FACTORS, compute_table_factors
 from kronos_qlib.kronos.config import check_keys
 
 logger = get_module_logger("kronos_qlib.processor")
 PROCESSOR_KEYS = ("fit_start_time", "fit_end_time", "n_components", "fields_group", "pattern", "prefix")
+TABLE_KEYS = ("names", "fields_group")
 
 
 class EmbeddingPCA(Processor):
@@ -138,6 +141,56 @@ class EmbeddingPCA(Processor):
                 "them with kronos-qlib factors build --embedding last"
             )
         return sorted(found)
+
+
+class TableFactors(Processor):
+    """Add factors of the factors of two sessions: today's forecast minus the one of the session before.
+
+    Put it first: its factors are made of the columns as they were built. A value dated t uses columns dated up to t;
+    the first session of a handler has none.
+
+    Parameters
+    ----------
+    names : list of str, optional
+        Of ``kronos_qlib.alpha.factors_table.TABLE_FACTORS``; None: all whose column is there.
+    fields_group : str or None
+        Group of the columns; None for a frame without groups.
+
+    Raises
+    ------
+    ValueError : unknown key or name, a column that a factor reads missing.
+
+    Notes
+    -----
+    A suspended member keeps its last values, so its change is 0 from the second such session on. Where cross-fitted
+    weights change from one session to the next, so does the level that a change is of.
+    """
+
+    def __init__(
+        self, names: Sequence[str] | None = None, fields_group: str | None = "feature", **unknown: Any
+    ) -> None:
+        check_keys(unknown, TABLE_KEYS, "TableFactors")
+        check_keys(names or [], list(TABLE_FACTORS), "TableFactors: names")
+        self.names, self.fields_group = None if names is None else list(names), fields_group
+
+    def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
+        """Return a frame with the new columns, float32; ``df`` itself is not changed."""
+        grouped = df.columns.nlevels > 1
+        features = df[self.fields_group] if grouped else df
+        present = [name for name, factor in TABLE_FACTORS.items() if factor.column in features]
+        names = present if self.names is None else self.names
+        if not names:
+            raise ValueError(f"TableFactors: the frame has none of {[f.column for f in TABLE_FACTORS.values()]}")
+        read = [column for column in dict.fromkeys(TABLE_FACTORS[name].column for name in names) if column in features]
+        sessions = pd.DatetimeIndex(df.index.unique("datetime"))
+        new = compute_table_factors(names, features[read], sessions).astype(np.float32)
+        if grouped:
+            new.columns = pd.MultiIndex.from_product([[self.fields_group], names], names=df.columns.names)
+        return pd.concat([df, new], axis=1).sort_index(axis=1)
+
+    def readonly(self) -> bool:
+        """Say that the given frame is not written to."""
+        return True
 
 
 def _last(column: Any) -> Any:

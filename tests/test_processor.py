@@ -11,7 +11,7 @@ import pytest
 from qlib.contrib.data.handler import check_transform_proc
 from qlib.utils import init_instance_by_config
 
-from kronos_qlib.processor import EmbeddingPCA
+from kronos_qlib.processor import EmbeddingPCA, TableFactors
 
 DAYS = pd.bdate_range("2020-01-01", periods=40, name="datetime")
 FIT = {"fit_start_time": "2020-01-01", "fit_end_time": "2020-01-31"}
@@ -125,3 +125,31 @@ def test_bad_frames_are_value_errors() -> None:
     processor.fit(frame())
     with pytest.raises(ValueError, match="was fitted on columns"):
         processor(frame(width=5))
+
+
+@pytest.mark.parametrize("groups", [True, False])
+def test_a_forecast_minus_the_one_of_the_session_before(groups: bool) -> None:
+    given = frame(groups=groups).rename(columns={"surprise": "expected_return"})
+    found = TableFactors()(given)
+    new = found["feature"] if groups else found
+    values = (given["feature"] if groups else given)["expected_return"].unstack()
+    np.testing.assert_allclose(new["expected_return_change"].unstack().to_numpy(), values.diff().to_numpy(), rtol=1e-4)
+    assert new["expected_return_change"].dtype == np.float32
+    assert found.shape[1] == given.shape[1] + 1
+    pd.testing.assert_frame_equal(found[given.columns], given)
+
+
+def test_a_change_never_sees_a_later_session() -> None:
+    given = frame().rename(columns={"surprise": "dispersion"})
+    early = given.loc[: DAYS[20]]
+    whole = TableFactors(["dispersion_change"])(given).loc[: DAYS[20]]
+    pd.testing.assert_frame_equal(TableFactors(["dispersion_change"])(early), whole, check_exact=True)
+
+
+def test_table_factors_say_what_they_lack() -> None:
+    with pytest.raises(ValueError, match="none of"):
+        TableFactors()(frame())
+    with pytest.raises(ValueError, match="lacks expected_return"):
+        TableFactors(["expected_return_change"])(frame())
+    with pytest.raises(ValueError, match="did you mean 'dispersion_change'"):
+        TableFactors(["dispersion_chang"])
