@@ -21,7 +21,7 @@ from kronos_qlib.forecast.forecaster import KronosForecaster, plain_calendar
 from kronos_qlib.forecast.source_parts import describe_forecaster, window_policy
 from kronos_qlib.forecast.token_source import TokenFactorSource
 from kronos_qlib.kronos import SamplingConfig
-from kronos_qlib.market.board import limit_fractions
+from kronos_qlib.market.board import board_fraction, limit_fractions
 from kronos_qlib.market.calendars import TradingCalendar, future_times
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.windows import WindowPolicy, window_lengths
@@ -38,7 +38,8 @@ class PathFactorSource:
     panel : bars of all instruments.
     policy : None: WindowPolicy with the forecaster's lookback.
     horizon, sampling : of the forecast.
-    factors : keys of ``alpha.factors.FACTORS``; None: all that such a forecast defines.
+    factors : keys of ``alpha.factors.FACTORS``; None: all that such a forecast defines, those about daily price
+        limits only where one of the instruments has one.
     calendar : a calendar or its name; None: Shanghai's if all instruments are Chinese codes, else an error.
     progress : a progress bar for each ``compute``.
 
@@ -63,8 +64,9 @@ class PathFactorSource:
         self.policy = window_policy(forecaster, policy)
         self.horizon, self.sampling = forecaster.check_request(horizon, sampling)
         self.calendar = choose_calendar(calendar, plain_calendar(panel), list(panel.instruments))
-        names = default_factors(self.horizon, self.sampling.n_paths) if factors is None else tuple(factors)
-        self._factors = check_factors(names, horizon=self.horizon, n_paths=self.sampling.n_paths)
+        limited = any(board_fraction(code) > 0 for code in panel.instruments)
+        names = default_factors(self.horizon, self.sampling.n_paths, limits=limited) if factors is None else factors
+        check_factors(names, horizon=self.horizon, n_paths=self.sampling.n_paths)
         self.columns = tuple(names)
 
     @property

@@ -87,6 +87,10 @@ def with_other_future(kind: str, change: Callable[[pd.DataFrame], pd.DataFrame])
 def test_columns_are_the_registries() -> None:
     for kind in KINDS:
         assert tuple(whole(kind).columns) == COLUMNS[kind]
+    free = make_panel({f"US{code}": frame for code, frame in instrument_bars().items()})
+    limits = [name for name, found in FACTORS.items() if found.needs_limit]
+    # where no instrument has a price limit, factors about limits would be empty
+    assert make_source("path", free, calendar="XSHG").columns == tuple(name for name in FACTORS if name not in limits)
 
 
 @pytest.mark.parametrize("change", [altered, removed])
