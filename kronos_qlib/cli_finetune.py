@@ -15,6 +15,9 @@ def finetune(
     checkpoint: str = typer.Argument(..., help="Folder with model/ and tokenizer/, bundled:NAME, or a hub id."),
     recipe: Path | None = typer.Option(None, help="YAML file of settings; the options below come before it."),
     bars: list[Path] = typer.Option([], help="CSV or parquet file of bars. May be repeated."),
+    valid_bars: list[Path] = typer.Option(
+        [], help="Files that serve validation alone: the source 'valid', named by valid_source in the recipe."
+    ),
     store: Path | None = typer.Option(None, help="Folder of a Qlib store, instead of files."),
     universe: str = typer.Option("all", help="Universe of the store; full history of every code ever in it."),
     out: Path = typer.Option(..., help="Folder of the new checkpoint; one that holds a part of this run goes on."),
@@ -65,7 +68,9 @@ def finetune(
     content = read_settings(recipe) if recipe is not None else {}
     content = override(content, name=name, parent_cutoff=parent_cutoff, train=_span("train", train),
                        valid=_span("valid", valid))  # fmt: skip
-    content.setdefault("universe", universe if store is not None else ", ".join(path.name for path in bars))
+    place = corpus or out / "corpus"
+    named = ", ".join(path.name for path in bars) or place.name
+    content.setdefault("universe", universe if store is not None else named)
     tuning = {
         "steps": steps, "epochs": epochs, "rate": rate, "batch_size": batch_size, "freeze_blocks": freeze_blocks,
         "freeze_embeddings": freeze_embeddings or None, "dtype": dtype,
@@ -80,8 +85,7 @@ def finetune(
         torch.set_num_threads(threads)
     with processes_from_environment(pick_device(device)) as processes:
         show_log(processes.first)
-        place = corpus or out / "corpus"
-        opened = open_corpus(settings, bars, [], store, universe, place, calendar, freq, region, processes)
+        opened = open_corpus(settings, bars, valid_bars, store, universe, place, calendar, freq, region, processes)
         start = Start(found.model, found.tokenizer, found.card)
         card = run_finetune(start, opened, settings, out, command=command_line(), processes=processes)
     if processes.first:

@@ -164,8 +164,11 @@ def test_a_parent_without_a_cutoff_must_be_given_one(corpus: Corpus, parent: Pat
     with pytest.raises(ValueError, match="set parent_cutoff"):
         finetune(start, corpus, tiny_tuning(), tmp_path / "out")
     card = finetune(start, corpus, tiny_tuning(parent_cutoff="2024-06-30"), tmp_path / "out")
-    assert (card["cutoff"], card["train_start"]) == ("2024-06-30", "2010-07-01")
+    assert (card["cutoff"], card["train_start"]) == ("2024-06-30", "1900-01-01")
     assert card["parent"]["train_start"] is None
+    # the first context reaches back before July
+    known = tiny_tuning(parent_cutoff="2024-06-30", parent_train_start="2010-06-28")
+    assert finetune(start, corpus, known, tmp_path / "known")["train_start"] == "2010-06-15"
 
 
 def test_worse_than_before_is_said(corpus: Corpus, parent: Path, tmp_path: Path, caplog: Any) -> None:
@@ -280,8 +283,9 @@ def test_the_command_takes_a_recipe_and_options(
     tiny_frame().to_parquet(tmp_path / "bars.parquet")
     content = tiny_tuning().to_dict()
     recipe = {key: content[key] for key in ("universe", "horizon", "train", "valid", "predictor")}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    arguments = ["finetune", str(parent), "--bars", str(tmp_path / "bars.parquet"), "--out", str(tmp_path / "out")]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "valid_source": "valid"}))
+    files = ["--bars", str(tmp_path / "bars.parquet"), "--valid-bars", str(tmp_path / "bars.parquet")]
+    arguments = ["finetune", str(parent), *files, "--out", str(tmp_path / "out")]
     threads = torch.get_num_threads()
     for options in (["--recipe", str(tmp_path / "recipe.yaml"), "--rate", "0.002", "--threads", "1"],) * 2:
         with pytest.raises(SystemExit) as ended:
