@@ -6,6 +6,7 @@ process with the same global batch. Only the first process writes.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from kronos_qlib.kronos import KronosTokenizer
 from kronos_qlib.kronos.quantizer import BinarySphericalQuantizer
 from kronos_qlib.training.state import TrainingState
+
+# the others wait while the first reads millions of bars or counts a card's tokens; NCCL would give up after ten minutes
+PATIENCE = datetime.timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def processes_from_environment(wanted: torch.device | None = None) -> Iterator[P
     if torch.cuda.is_available() and (wanted is None or wanted.type == "cuda"):
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), world, device)
     finally:
