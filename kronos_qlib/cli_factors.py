@@ -95,6 +95,8 @@ def build(
         factors=_names(factors), embedding=tuple(embedding), horizon=horizon, n_paths=n_paths, seed=seed, block=block,
         fit_end=fit_end, allow_in_sample=allow_in_sample,
     )  # fmt: skip
+    if fields:
+        table.refuse_mixed_embeddings()
     table.note_cards(target)
     for group in table.groups:
         plans = target.plan(group, table.panel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.forecast.sources import PathFactorSource, TokenFactorSource
 from kronos_qlib.forecast.store import BuildReport, ForecastStore, Task
 from kronos_qlib.forecast.store_cards import save_card
+from kronos_qlib.forecast.store_columns import EMBEDDING_PATTERN
 from kronos_qlib.forecast.store_source import FactorSource, source_fingerprint, weights_of
 from kronos_qlib.forecast.store_verify import VerifyReport
 from kronos_qlib.forecast.token_factors import TOKEN_FACTORS
@@ -124,6 +126,17 @@ class FactorTable:
     def fingerprints(self) -> list[str]:
         """Fingerprints of the sources in the store."""
         return [source_fingerprint(source) for group in self.groups for source, _ in group]
+
+    def refuse_mixed_embeddings(self) -> None:
+        """Raise ``ValueError`` where embeddings come from several weights: fields cannot tell their bases."""
+        for group in self.groups:
+            if len(group) > 1 and any(fnmatchcase(name, EMBEDDING_PATTERN) for name in group[0][0].columns):
+                names = ", ".join(weights_of(source) for source, _ in group)
+                raise ValueError(
+                    f"the rows have embeddings from {len(group)} sets of weights ({names}), and as fields nothing "
+                    "would tell them apart: leave --embedding out, give one checkpoint, or read them through "
+                    "KronosFactorLoader with align: procrustes"
+                )
 
     def build(self, store: ForecastStore, *, jobs: int = 1, progress: bool = True) -> list[BuildReport]:
         """Compute what the store does not have; one report for the path factors, one for the token factors.

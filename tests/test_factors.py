@@ -112,6 +112,10 @@ def test_each_row_gets_weights_that_have_not_seen_it(places: Path, tmp_path: Pat
     early, late = (KronosForecaster.from_pretrained(places / name).fingerprint for name in ("early", "late"))
     assert (by_day["first"] == np.where(by_day.index <= "2020-08-05", early, late)).all()
     assert len(store.ls()) == 4
+    factors.refuse_mixed_embeddings()  # there are none
+    table(places, "late", embedding=("last",)).refuse_mixed_embeddings()
+    with pytest.raises(ValueError, match="embeddings from 2 sets of weights"):
+        table(places, "early", "late", embedding=("last",)).refuse_mixed_embeddings()
     assert table(places, "early", "late", fit_end="2020-12-31").fingerprints == table(places, "early").fingerprints
 
 

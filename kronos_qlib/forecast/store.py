@@ -239,7 +239,8 @@ class ForecastStore:
                 raise ValueError(f"source {found.fingerprint[:12]} is being built by another process; end that first")
             away = place.with_name(f".removed-{uuid.uuid4().hex[:8]}")
             place.rename(away)
-            shutil.rmtree(away)
+            for left in place.parent.glob(".removed-*"):  # also of a removal that was killed
+                shutil.rmtree(left, ignore_errors=left != away)
         return found
 
     def _spans(self, sources: str | Sequence[str | SourceSpan] | None) -> list[SourceSpan]:
