@@ -92,7 +92,7 @@ class Backtester:
         -------
         dict: ``excess_return`` and ``net_excess_return`` a year over the benchmark, before and after cost (Qlib's sums,
         238 days), ``net_excess_error`` (Newey–West), ``information_ratio`` and ``max_drawdown`` after cost,
-        ``turnover`` a day (value traded over value held, both ways), ``cost`` a year, ``days``.
+        ``turnover`` a day (value traded over the account, both ways), ``cost`` a year, ``days``.
         """
         return backtest_figures(self.report(score))
 

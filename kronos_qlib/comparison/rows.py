@@ -32,7 +32,7 @@ class Row:
     first, last : dates of the judged days. days, rows : judged. coverage : share of the judged rows with a score.
     ic … rank_ic_t : means over days, mean / std, and Newey–West t.
     excess_return, net_excess_return : a year over the benchmark, before and after cost. information_ratio (a year),
-        max_drawdown : after cost. turnover : value traded a day over value held, both ways.
+        max_drawdown : after cost. turnover : value traded a day over the account, both ways.
     seconds, cpu_seconds : wall time of the run; CPU time of its process and of judging it.
     """
 

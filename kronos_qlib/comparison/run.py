@@ -154,7 +154,7 @@ class Runner:
     def _derived(self, task: Task) -> tuple[pd.Series, pd.Series | None]:
         """Scores made of another method's."""
         method, source = task.method, self.methods[task.method.of]
-        key = self.task(source, source.seeds[0] if source.seeded else 0).key
+        key = self.tasks(source)[0].key
         if not self.state.has(key):
             raise NotRun(f"takes the scores of {method.of}, which has not been run")
         score = self.state.scores(key)

@@ -26,7 +26,7 @@ class ReportInputs:
     ----------
     score, label : float Series indexed (datetime, instrument); matched by index. The label is raw, as Qlib saves it.
     backtest : Qlib's ``report_normal`` of one frequency: columns ``return`` (before cost), ``bench``, ``cost``,
-        ``turnover`` (value traded over value held), indexed by day; None: no backtest was made.
+        ``turnover`` (value traded over the account), indexed by day; None: no backtest was made.
     pit : PIT of the realised close among the paths (:func:`kronos_qlib.evaluation.probability.ensemble_pit`), one
         column a step, one row a window; None: no paths were judged.
     title : of the page.

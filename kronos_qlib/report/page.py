@@ -125,7 +125,7 @@ def _signal(inputs: ReportInputs, daily: pd.Series) -> Iterator[str]:
     persistence = contents.score_persistence(inputs.score)
     yield _picture(figures.draw_turnover(turnover, persistence), "Turnover and rank autocorrelation of the scores")
     yield _note(
-        "Rolling means of 20 days at most. Turnover is the value bought and sold in a day over the value held; a rank "
+        "Rolling means of 20 days at most. Turnover is the value bought and sold in a day over the account; a rank "
         "autocorrelation near 100 % means that tomorrow's ranking is nearly today's."
     )
 
