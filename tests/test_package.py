@@ -97,6 +97,8 @@ def test_a_wheel_carries_workflows_and_checkpoints(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "kronos_qlib/workflows/quickstart.yaml" in names
+    assert "kronos_qlib/workflows/recipes/pretrain_ashare.yaml" in names
     assert "kronos_qlib/checkpoints/synthetic/model/model.safetensors" in names
+    assert "kronos_qlib/checkpoints/ashare/model/model.safetensors" in names
     assert "kronos_qlib/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
