@@ -51,6 +51,9 @@ FitEndOption = Annotated[
     str | None,
     typer.Option(help="Last day a learner will be fitted on: rows up to it get weights that never saw them."),
 ]
+LabelHorizonOption = Annotated[
+    int | None, typer.Option(min=1, help="With --fit-end: bars its label reaches ahead, if more than --horizon.")
+]
 InSampleOption = Annotated[
     bool, typer.Option("--allow-in-sample", help="Also rows that every checkpoint has seen, for a control.")
 ]
@@ -73,6 +76,7 @@ def build(
     block: BlockOption = 10,
     lookback: LookbackOption = None,
     fit_end: FitEndOption = None,
+    label_horizon: LabelHorizonOption = None,
     allow_in_sample: InSampleOption = False,
     device: DeviceOption = "auto",
     jobs: int = typer.Option(1, min=1, help="Processes; the values do not depend on it."),
@@ -93,7 +97,7 @@ def build(
     table = _table(
         store, checkpoint, universe, (start, end), lookback, device,
         factors=_names(factors), embedding=tuple(embedding), horizon=horizon, n_paths=n_paths, seed=seed, block=block,
-        fit_end=fit_end, allow_in_sample=allow_in_sample,
+        fit_end=fit_end, label_horizon=label_horizon, allow_in_sample=allow_in_sample,
     )  # fmt: skip
     if fields:
         table.refuse_mixed_embeddings()
@@ -125,6 +129,7 @@ def verify(
     block: BlockOption = 10,
     lookback: LookbackOption = None,
     fit_end: FitEndOption = None,
+    label_horizon: LabelHorizonOption = None,
     allow_in_sample: InSampleOption = False,
     device: DeviceOption = "auto",
     sample: int = typer.Option(200, min=1, help="Rows of each source to compute again."),
@@ -141,7 +146,7 @@ def verify(
     table = _table(
         store, checkpoint, universe, (start, end), lookback, device,
         factors=_names(factors), embedding=tuple(embedding), horizon=horizon, n_paths=n_paths, seed=seed, block=block,
-        fit_end=fit_end, allow_in_sample=allow_in_sample,
+        fit_end=fit_end, label_horizon=label_horizon, allow_in_sample=allow_in_sample,
     )  # fmt: skip
     report = table.verify(ForecastStore(out), sample=sample, seed=sample_seed)
     typer.echo(str(report))

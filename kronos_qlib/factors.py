@@ -47,6 +47,8 @@ class FactorSettings:
     fit_end : date-like, optional
         Last date that a learner will be fitted on: rows up to it get weights that never saw their bars, see
         ``forecast.crossfit``. None: weights are chosen by their cutoff alone, as in live use.
+    label_horizon : int, optional
+        Bars after a row that the learner's label reaches, by which rows are purged where that is more than ``horizon``.
     allow_in_sample : bool
         Give rows that every checkpoint has seen to the latest one, instead of an error.
     """
@@ -58,6 +60,7 @@ class FactorSettings:
     seed: int = 0
     block: int = 10
     fit_end: Any = None
+    label_horizon: int | None = None
     allow_in_sample: bool = False
 
     def __post_init__(self) -> None:
@@ -219,8 +222,9 @@ class FactorTable:
                 )  # fmt: skip
             return np.zeros(len(self.rows), dtype=np.int64)
         policy = dataset.window_policy(max(forecaster.lookback for forecaster in forecasters))
+        purged = max(settings.horizon, settings.label_horizon or 0)
         spans = row_spans(
-            self.panel, self.rows, policy=policy, horizon=settings.horizon, calendar=self.calendar, block=settings.block
+            self.panel, self.rows, policy=policy, horizon=purged, calendar=self.calendar, block=settings.block
         )
         seen_bars = [SeenBars.from_card(forecaster.card, forecaster.fingerprint) for forecaster in forecasters]
         choice = choose_weights(seen_bars, spans, fit_end=settings.fit_end, allow_in_sample=settings.allow_in_sample)

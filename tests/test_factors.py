@@ -119,6 +119,19 @@ def test_each_row_gets_weights_that_have_not_seen_it(places: Path, tmp_path: Pat
     assert table(places, "early", "late", fit_end="2020-12-31").fingerprints == table(places, "early").fingerprints
 
 
+def test_rows_are_purged_by_what_the_label_reaches(places: Path) -> None:
+    """Weights that begin on 2020-06-15 have seen the label of 2020-06-10 when it reaches three sessions, not two."""
+    write_tiny_checkpoint(places / "begun", 2, train_start="2020-06-15", cutoff="2020-12-31", **CARD)
+    start_qlib(places / "store")
+    handler = KlineHandler(UNIVERSE, "2020-06-10", "2020-06-10", init_data=False)
+    dataset = KlineDataset(handler, segments={"all": ("2020-06-10", "2020-06-10")}, **LOOK)
+    forecasters = [KronosForecaster.from_pretrained(places / "begun", device="cpu")]
+    settings = {"factors": NAMES, "n_paths": 2, "horizon": 2, "fit_end": "2020-12-31"}
+    assert FactorTable(dataset, "all", forecasters, FactorSettings(**settings, label_horizon=1)).fingerprints
+    with pytest.raises(ValueError, match="allow_in_sample"):
+        FactorTable(dataset, "all", forecasters, FactorSettings(**settings, label_horizon=3))
+
+
 def test_fields_are_features_of_the_qlib_store(places: Path, tmp_path: Path) -> None:
     from qlib.data import D
 
