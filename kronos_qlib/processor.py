@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -176,14 +176,14 @@ class TableFactors(Processor):
     def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
         """Return a frame with the new columns, float32; ``df`` itself is not changed."""
         grouped = df.columns.nlevels > 1
-        features = df[self.fields_group] if grouped else df
+        features = cast(pd.DataFrame, df[self.fields_group]) if grouped else df
         present = [name for name, factor in TABLE_FACTORS.items() if factor.column in features]
         names = present if self.names is None else self.names
         if not names:
             raise ValueError(f"TableFactors: the frame has none of {[f.column for f in TABLE_FACTORS.values()]}")
         read = [column for column in dict.fromkeys(TABLE_FACTORS[name].column for name in names) if column in features]
         sessions = pd.DatetimeIndex(df.index.unique("datetime"))
-        new = compute_table_factors(names, features[read], sessions).astype(np.float32)
+        new = compute_table_factors(names, features.loc[:, read], sessions).astype(np.float32)
         if grouped:
             new.columns = pd.MultiIndex.from_product([[self.fields_group], names], names=df.columns.names)
         return pd.concat([df, new], axis=1).sort_index(axis=1)
