@@ -29,6 +29,9 @@ from kronos_qlib.kronos.config import check_keys
 Rows = npt.NDArray[np.int64]
 logger = logging.getLogger(__name__)
 
+# Draws spread evenly over the closes they decode to, none cut off: chosen on 2015-2016, see benchmarks/LOG.md.
+SAMPLING: dict[str, Any] = {"top_p": 1.0, "scheme": "stratified", "order": "close"}
+
 
 @dataclass(frozen=True)
 class FactorSettings:
@@ -244,7 +247,7 @@ class FactorTable:
                 self.panel,
                 policy=policy,
                 horizon=settings.horizon,
-                sampling={"n_paths": settings.n_paths, "seed": settings.seed},
+                sampling={**SAMPLING, "n_paths": settings.n_paths, "seed": settings.seed},
                 factors=settings.path_factors(),
                 calendar=self.calendar,
             )
