@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,7 +14,7 @@ import pandas as pd
 
 from kronos_qlib.alpha.factors import FACTORS
 from kronos_qlib.dataset import KlineDataset
-from kronos_qlib.forecast.crossfit import SeenBars, choose_weights, row_spans
+from kronos_qlib.forecast.crossfit import LABEL_REACH, RowSpans, SeenBars, choose_weights, may_answer, row_spans
 from kronos_qlib.forecast.cutoff import before_cutoff, card_date
 from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.forecast.sources import PathFactorSource, TokenFactorSource
@@ -51,7 +51,8 @@ class FactorSettings:
         Last date that a learner will be fitted on: rows up to it get weights that never saw their bars, see
         ``forecast.crossfit``. None: weights are chosen by their cutoff alone, as in live use.
     label_horizon : int, optional
-        Bars after a row that the learner's label reaches, by which rows are purged where that is more than ``horizon``.
+        Bars after a row that the learner's label reaches, by which rows are purged where that is more than ``horizon``;
+        None: 2, the reach of Qlib's default label.
     allow_in_sample : bool
         Give rows that every checkpoint has seen to the latest one, instead of an error.
     """
@@ -83,7 +84,8 @@ class FactorSettings:
 class FactorTable:
     """Factors of the member rows of a dataset, kept in a forecast store.
 
-    A member row gets the values of its last traded bar, at most ``dataset.carry`` trading days old, as scores do.
+    A member row gets the values of its last traded bar, at most ``dataset.carry`` trading days old, as scores do. With
+    ``fit_end`` a row without a bar of its own stays NaN where its label reaches what the bar's weights have seen.
 
     Parameters
     ----------
@@ -112,6 +114,7 @@ class FactorTable:
         if not len(self.rows):
             raise ValueError(f"no member row of {segment} has a window; check the dates and the store's history")
         self.calendar = dataset.handler.trading_calendar
+        self.left_out = np.zeros(len(self.members), dtype=bool)
         chosen = self._choose(dataset, forecasters, settings)
         self.groups: list[list[Task]] = [[], []]
         for number, forecaster in enumerate(forecasters):
@@ -176,7 +179,7 @@ class FactorTable:
         Parameters
         ----------
         columns : None: all.
-        notes : add ``weights`` (fingerprint of the weights of each row, empty without a window) and ``age`` (bars of
+        notes : add ``weights`` (fingerprint of the weights of each row, empty without values) and ``age`` (bars of
             the calendar since the bar that the values are from; -1 without).
 
         Raises
@@ -196,7 +199,8 @@ class FactorTable:
                 if names:
                     values[np.ix_(place, where)] = self._stored(store, source, rows, names)
         row = self.members["row"].to_numpy()
-        at = np.where(row >= 0, np.searchsorted(self.rows, row), len(self.rows))
+        there = (row >= 0) & ~self.left_out
+        at = np.where(there, np.searchsorted(self.rows, row), len(self.rows))
         frame = pd.DataFrame(values[at], index=self.members.index, columns=wanted)
         return frame.assign(weights=weights[at], age=self.members["age"]) if notes else frame
 
@@ -225,15 +229,35 @@ class FactorTable:
                 )  # fmt: skip
             return np.zeros(len(self.rows), dtype=np.int64)
         policy = dataset.window_policy(max(forecaster.lookback for forecaster in forecasters))
-        purged = max(settings.horizon, settings.label_horizon or 0)
-        spans = row_spans(
-            self.panel, self.rows, policy=policy, horizon=purged, calendar=self.calendar, block=settings.block
-        )
+        purged = max(settings.horizon, settings.label_horizon or LABEL_REACH)
+
+        def spans_of(rows: Rows, used: npt.NDArray[np.datetime64] | None = None) -> RowSpans:
+            return row_spans(
+                self.panel, rows, policy=policy, horizon=purged, calendar=self.calendar, block=settings.block, used=used
+            )
+
+        spans = spans_of(self.rows)
         seen_bars = [SeenBars.from_card(forecaster.card, forecaster.fingerprint) for forecaster in forecasters]
         choice = choose_weights(seen_bars, spans, fit_end=settings.fit_end, allow_in_sample=settings.allow_in_sample)
         if choice.in_sample.any():
             logger.warning("%d of %d rows are in-sample", int(choice.in_sample.sum()), len(self.rows))
+        if not settings.allow_in_sample:
+            self._leave_out_carried(choice.chosen, seen_bars, spans_of, settings.fit_end)
         return choice.chosen
+
+    def _leave_out_carried(
+        self, chosen: Rows, seen_bars: Sequence[SeenBars], spans_of: Callable[..., RowSpans], fit_end: Any
+    ) -> None:
+        """Mark the member rows that carry a bar on to a day whose label its weights have seen."""
+        carried = np.flatnonzero((self.members["age"] > 0).to_numpy())
+        rows = self.members["row"].to_numpy()[carried]
+        days = self.members.index.get_level_values("datetime").to_numpy().astype("datetime64[ns]")[carried]
+        given = chosen[np.searchsorted(self.rows, rows)]
+        for number in np.unique(given):
+            mine = given == number
+            self.left_out[carried[mine]] = ~may_answer(seen_bars[number], spans_of(rows[mine], days[mine]), fit_end)
+        if self.left_out.any():
+            logger.info("%d rows of suspended members are left out: carried on, they leak", int(self.left_out.sum()))
 
     def _sources(
         self, dataset: KlineDataset, forecaster: KronosForecaster, settings: FactorSettings

@@ -13,7 +13,7 @@ from qlib.data.dataset.loader import DataLoader
 from qlib.log import get_module_logger
 
 from kronos_qlib.dataset import KlineDataset
-from kronos_qlib.forecast.crossfit import row_spans
+from kronos_qlib.forecast.crossfit import LABEL_REACH, row_spans
 from kronos_qlib.forecast.store import ForecastStore
 from kronos_qlib.forecast.store_columns import BUILD, ColumnGroup, find_groups
 from kronos_qlib.forecast.store_table import ALIGNMENTS, AskedRows, GroupValues, ReadRules, read_group
@@ -66,10 +66,12 @@ class KronosFactorLoader(DataLoader):
         What the store may lack: no row that has a window; some rows of a date; whole dates. Missing values are NaN and
         counted in ``coverage``. That it has none of the asked rows is an error always.
     carry : int
-        As in :class:`kronos_qlib.dataset.KlineDataset`. A bar from before ``start_time`` whose stored values leak is
-        not carried into the range.
+        As in :class:`kronos_qlib.dataset.KlineDataset`. A bar's values are not carried on to a day where they leak: its
+        window is older than that day, its label is not. Such rows are NaN and count as missing.
     horizon : int, optional
-        Bars after a row that its label reaches. None: the forecast horizon of the sources, else 10, as in the build.
+        Bars after a row that its label reaches. The loader does not know the label: say it here where that is more than
+        the forecast horizon (``KronosAlpha`` reads it from the label). None: the longest forecast horizon of the
+        sources, 10 where none has one, as in the build; never below 2, the reach of Qlib's default label.
     freq, filter_pipe
         As in Qlib's loaders.
 
@@ -109,6 +111,8 @@ class KronosFactorLoader(DataLoader):
             )
         if may_miss not in MAY_MISS:
             check_keys([may_miss], MAY_MISS, "KronosFactorLoader: may_miss")
+        if horizon is not None and horizon < 1:
+            raise ValueError(f"KronosFactorLoader: found horizon={horizon}; expected at least 1 bar, the label's reach")
         if align is not None:
             check_keys([align], ALIGNMENTS, "KronosFactorLoader: align")
         self.factors = str(Path(factors).expanduser())
@@ -160,22 +164,22 @@ class KronosFactorLoader(DataLoader):
             carry=self.carry,
         )  # fmt: skip
         members, panel = dataset.rows("all"), dataset.panel
-        bars = np.unique(members["row"].to_numpy())
-        bars = bars[bars >= 0]
+        windows = (members["row"] >= 0).to_numpy()
+        bars = members["row"].to_numpy()[windows]  # one for each row that has a window, so some repeat
         if not len(bars):
             raise ValueError(
                 f"no member of {instruments!r} has a window between {start} and {end}; see the store of bars"
             )
         index = pd.MultiIndex.from_arrays([pd.DatetimeIndex(panel.timestamps[bars]), panel.instrument_names(bars)])
+        days = members.index.get_level_values("datetime").to_numpy().astype(panel.timestamps.dtype)
         spans = row_spans(
-            panel, bars, policy=policy, horizon=self.horizon or _horizon(groups), calendar=handler.trading_calendar,
-            block=_block(groups),
+            panel, bars, policy=policy, horizon=_horizon(groups) if self.horizon is None else self.horizon,
+            calendar=handler.trading_calendar, block=_block(groups), used=days[windows],
         )  # fmt: skip
-        first = members.index.get_level_values("datetime").min()
-        rules = ReadRules(self.fit_end_time, self.allow_in_sample, self.align, first)
-        parts = [read_group(ForecastStore(folder), group, AskedRows(index, spans), rules) for group in groups]
-        row = members["row"].to_numpy()
-        place = np.where(row >= 0, np.searchsorted(bars, row), len(bars))
+        asked = AskedRows(index, spans, (members["age"] > 0).to_numpy()[windows])
+        rules = ReadRules(self.fit_end_time, self.allow_in_sample, self.align)
+        parts = [read_group(ForecastStore(folder), group, asked, rules) for group in groups]
+        place = np.where(windows, np.cumsum(windows) - 1, len(bars))
         self._tell(parts, members, place, instruments)
         return self._frame(parts, members, place), _notes(parts, members, place)
 
@@ -267,7 +271,7 @@ def _policy(groups: list[ColumnGroup]) -> WindowPolicy:
 
 def _horizon(groups: list[ColumnGroup]) -> int:
     named = [source.description.get("horizon") for group in groups for source in group.sources]
-    return max((int(horizon) for horizon in named if horizon), default=HORIZON)
+    return max(LABEL_REACH, max((int(horizon) for horizon in named if horizon), default=HORIZON))
 
 
 def _block(groups: list[ColumnGroup]) -> int:

@@ -12,6 +12,7 @@ import pytest
 from qlib.contrib.data.loader import Alpha158DL
 from qlib.data.dataset.loader import NestedDataLoader
 from tiny_market import (
+    LONG_HALT,
     SHORT_HALT,
     UNIVERSE,
     VERY_LONG_HALT,
@@ -37,9 +38,11 @@ CARDS = {
 }
 
 
-def table(places: Path, *checkpoints: str, start: str = START, end: str = END, **settings: object) -> FactorTable:
+def table(
+    places: Path, *checkpoints: str, start: str = START, end: str = END, universe: object = UNIVERSE, **settings: object
+) -> FactorTable:
     start_qlib(places / "store")
-    handler = KlineHandler(UNIVERSE, start, end, init_data=False)
+    handler = KlineHandler(universe, start, end, init_data=False)
     dataset = KlineDataset(handler, segments={"all": (start, end)}, lookback=32)
     chosen = FactorSettings(
         **{"factors": NAMES, "embedding": ("last",), "n_paths": 2, "horizon": 2, "block": 3, **settings}
@@ -110,6 +113,37 @@ def test_a_suspended_member_keeps_its_last_values_for_a_while(places: Path) -> N
     assert long.loc["2020-04-20"] == long.loc["2020-03-31"]
     assert long.loc["2020-06-01":"2020-07-31"].isna().all()
     assert loader(places, carry=0).load(UNIVERSE, START, END).isna().sum().sum() > frame.isna().sum().sum()
+
+
+@pytest.mark.usefixtures("qlib")
+def test_a_halted_members_values_end_where_the_weights_have_seen_its_label(places: Path, tmp_path: Path) -> None:
+    """Halted from Monday, 2020-08-03: its bar of Friday is carried on. The weights' training begins on 2020-08-11."""
+    write_tiny_checkpoint(places / "after", 7, train_start="2020-08-11", cutoff="2020-12-31", **CARD)
+    rule = {"start": "2020-07-27", "end": "2020-08-14", "universe": [LONG_HALT[0]], "fit_end": "2020-12-31"}
+    one = {"factors": ("expected_return",), "embedding": (), "horizon": 1}
+    built = table(places, "after", **rule, **one)
+    store = ForecastStore(tmp_path)
+    built.build(store, progress=False)
+
+    def days(start: str = "2020-07-27", **settings: object) -> list[str]:
+        made = loader(places, factors=tmp_path, group=None, fit_end_time="2020-12-31", **settings)
+        return given(made.load([LONG_HALT[0]], start, "2020-08-14"))
+
+    def given(frame: pd.DataFrame) -> list[str]:
+        return [f"{day:%m-%d}" for day, _ in frame.index[frame["expected_return"].notna()]]
+
+    traded = ["07-27", "07-28", "07-29", "07-30", "07-31"]
+    two = ["08-03", "08-04", "08-05", "08-06"]  # the label of the last, two bars ahead, ends on the 10th
+    assert given(built.read(store)) == traded + two
+    assert days() == traded + two  # not by the forecast's one bar: Qlib's default label reads two
+    assert days("2020-08-03") == two
+    assert days(horizon=1) == [*traded, *two, "08-07"]
+    assert days(horizon=3) == traded + two[:-1]
+    assert given(table(places, "after", **rule, **one, label_horizon=3).read(store)) == traded + two[:-1]
+    everything = [*traded, *two, "08-07", "08-10", "08-11", "08-12", "08-13", "08-14"]
+    assert days(allow_in_sample=True) == everything
+    with pytest.raises(ValueError, match="at least 1 bar"):
+        loader(places, horizon=0)
 
 
 @pytest.mark.usefixtures("qlib")

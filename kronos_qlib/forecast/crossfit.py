@@ -9,6 +9,8 @@ The rule, with ``fit_end`` the last date that the learner is fitted on:
   the latest; then the longer training. Its window may reach back into what they were trained on, as in any live use.
 * For any other row every choice leaks, which is an error, unless the caller allows it (then the row gets the weights
   with the latest cutoff and is marked) or leaves such rows out.
+* A suspended member carries the values of its last bar on. Each day that does is a row of its own: the date and window
+  of that bar, but the label of the day. Such a row is left out where these values leak; the bar's own day stays.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from kronos_qlib.market.windows import WindowPolicy, window_lengths
 
 Days = NDArray[np.datetime64]
 LEFT_OUT = -1
+LABEL_REACH = 2  # bars that Qlib's default label reads ahead
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class SeenBars:
 
 @dataclass(frozen=True, eq=False)
 class RowSpans:
-    """Days of rows (n,), datetime64[D]: of each row itself, of its window's first bar, of its label's last."""
+    """Days of rows (n,), datetime64[D]: of the bar each is from, of its window's first bar, of its label's last."""
 
     date: Days
     first: Days
@@ -118,6 +121,7 @@ def row_spans(
     horizon: int,
     calendar: TradingCalendar,
     block: int = 1,
+    used: NDArray[np.datetime64] | None = None,
 ) -> RowSpans:
     """Return the days that the values and the label of each row may touch.
 
@@ -126,6 +130,12 @@ def row_spans(
     rows : int64 (n,), of the panel, none -1. A row without a window spans itself and its label.
     horizon : bars after the row that its label reaches, at least 1.
     block : of the source; its windows reach back up to ``block`` - 1 bars further.
+    used : datetime64[ns] (n,), the times of the rows that carry the values on, none before the bar's: their labels
+        begin there. None: the bars' own.
+
+    Raises
+    ------
+    ValueError : a horizon below 1, rows of -1, values used before their bar.
     """
     if horizon < 1:
         raise ValueError(f"found horizon={horizon}; expected at least 1 bar, the reach of the label")
@@ -135,7 +145,10 @@ def row_spans(
     longer = dataclasses.replace(policy, lookback=policy.lookback + block - 1)
     lengths = np.maximum(window_lengths(panel, rows, longer), 1)
     times = panel.timestamps[rows]
-    last = future_times(calendar, times, horizon)[:, -1]
+    used = times if used is None else used
+    if (used < times).any():
+        raise ValueError(f"found {int((used < times).sum())} rows used before their bar; expected its time or later")
+    last = future_times(calendar, used, horizon)[:, -1]
     days = (part.astype("datetime64[D]") for part in (times, panel.timestamps[rows - lengths + 1], last))
     return RowSpans(*days)
 
@@ -186,6 +199,11 @@ def choose_weights(
     if allow_in_sample:
         chosen[leaking] = order[-1]
     return WeightChoice(tuple(candidates), chosen, leaking & allow_in_sample)
+
+
+def may_answer(candidate: SeenBars, spans: RowSpans, fit_end: str | pd.Timestamp | None) -> NDArray[np.bool_]:
+    """Say of each row, (n,), that it does not leak when it gets these weights."""
+    return choose_weights((candidate,), spans, fit_end=fit_end, leave_out=True).chosen != LEFT_OUT
 
 
 def _merit(candidate: SeenBars) -> tuple[pd.Timestamp, float, str]:

@@ -29,23 +29,27 @@ _ALWAYS = (pd.Timestamp("1678-01-01"), pd.Timestamp("2262-01-01"))
 
 @dataclass(frozen=True, eq=False)
 class AskedRows:
-    """Traded bars whose values are wanted: ``index`` (datetime, instrument), n rows, and the days they touch."""
+    """Traded bars whose values are wanted, n rows.
+
+    Attributes
+    ----------
+    index : (datetime, instrument) of the bars; one that is carried on stands there once for each day that it is.
+    spans : the days that the values and the label of each row touch.
+    carried : bool (n,), the row only carries a bar's values on to a later day; left out where they leak.
+    """
 
     index: pd.MultiIndex
     spans: RowSpans
+    carried: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class ReadRules:
-    """What may answer for what: see :class:`kronos_qlib.loader.KronosFactorLoader`.
-
-    Bars dated before ``first`` are there only to be carried on by suspended members: those that leak are left out.
-    """
+    """What may answer for what: see :class:`kronos_qlib.loader.KronosFactorLoader`."""
 
     fit_end: Any = None
     allow_in_sample: bool = False
     align: str | None = None
-    first: pd.Timestamp | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +82,7 @@ def read_group(store: ForecastStore, group: ColumnGroup, asked: AskedRows, rules
         ``align``, too few rows in common to align.
     """
     have = np.stack([_read(store, source, asked, [])[1] >= 0 for source in group.sources])
-    chosen, in_sample = _choose(store, group.sources, have, asked.spans, rules)
+    chosen, in_sample = _choose(store, group.sources, have, asked, rules)
     values = np.full((len(asked.index), len(group.columns)), np.nan, dtype=np.float32)
     names = np.array([*(source.weights for source in group.sources), ""], dtype=object)
     for number, source in enumerate(group.sources):
@@ -90,17 +94,15 @@ def read_group(store: ForecastStore, group: ColumnGroup, asked: AskedRows, rules
 
 
 def _choose(
-    store: ForecastStore, sources: Sequence[SavedSource], have: NDArray[np.bool_], spans: RowSpans, rules: ReadRules
+    store: ForecastStore, sources: Sequence[SavedSource], have: NDArray[np.bool_], asked: AskedRows, rules: ReadRules
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Number of each row's source, -1 where none has it, and whether it is in-sample."""
     seen = [_seen(store, source, rules.allow_in_sample) for source in sources]
     chosen = np.full(have.shape[1], LEFT_OUT, dtype=np.int64)
     in_sample = np.zeros(have.shape[1], dtype=bool)
-    carried = np.zeros(have.shape[1], dtype=bool)
-    if rules.first is not None and not rules.allow_in_sample:
-        carried = spans.date < np.datetime64(rules.first, "D")
+    spans, may_go = asked.spans, asked.carried & (not rules.allow_in_sample)
     # rows that the same sources hold are decided together
-    kinds, kind = np.unique(np.vstack([have, carried]), axis=1, return_inverse=True)
+    kinds, kind = np.unique(np.vstack([have, may_go]), axis=1, return_inverse=True)
     for number in range(kinds.shape[1]):
         holders = np.flatnonzero(kinds[:-1, number])
         rows = np.flatnonzero(kind.ravel() == number)
@@ -148,7 +150,7 @@ def _read(
 def _values(
     store: ForecastStore, source: SavedSource, asked: AskedRows, rows: NDArray[np.int64], columns: Sequence[str]
 ) -> NDArray[np.float32]:
-    part = AskedRows(asked.index[rows], asked.spans)
+    part = AskedRows(asked.index[rows], asked.spans, asked.carried)
     frame, place = _read(store, source, part, columns)
     if (place < 0).any():
         raise ValueError(f"source {source.fingerprint[:12]} of {store.folder} lost rows while it was read; read again")
@@ -177,9 +179,9 @@ def _align(
     seen = {int(i): _seen(store, group.sources[i], rules.allow_in_sample) for i in used}
     # as the rule prefers for rows after fit_end: the latest cutoff, then the longer training
     last = max(seen, key=lambda i: (seen[i].cutoff, -seen[i].train_start.timestamp(), seen[i].fingerprint))
-    before = np.ones(len(asked.index), dtype=bool)
+    before = ~asked.carried  # each bar counts once
     if rules.fit_end is not None:
-        before = asked.spans.date <= np.datetime64(pd.Timestamp(rules.fit_end), "D")
+        before &= asked.spans.date <= np.datetime64(pd.Timestamp(rules.fit_end), "D")
     found = {}
     for number in seen:
         if number == last:

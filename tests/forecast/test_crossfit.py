@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from small_panel import bars, make_panel
 
-from kronos_qlib.forecast.crossfit import LEFT_OUT, RowSpans, SeenBars, choose_weights, row_spans
+from kronos_qlib.forecast.crossfit import LEFT_OUT, RowSpans, SeenBars, choose_weights, may_answer, row_spans
 from kronos_qlib.market.calendars import get_calendar
 from kronos_qlib.market.windows import WindowPolicy
 
@@ -132,6 +132,14 @@ def test_row_spans_reach_from_the_windows_first_bar_to_the_labels_last() -> None
     assert pd.Timestamp(block.first[0]) == frame.index[11]
     end = row_spans(panel, panel.offsets[1:2] - 1, policy=policy, horizon=2, calendar=calendar)
     assert str(end.last[0]) == "2020-02-04"  # past the last bar, by the calendar
+    carried = row_spans(panel, row, policy=policy, horizon=3, calendar=calendar, used=frame.index[[26]].to_numpy())
+    assert (carried.date, carried.first) == (found.date, found.first)  # the bar's
+    assert pd.Timestamp(carried.last[0]) == frame.index[29]  # the day's
+    begun = SeenBars.from_card({"train_start": f"{frame.index[29]:%Y-%m-%d}", "cutoff": "2020-12-31"}, "begun")
+    assert may_answer(begun, found, "2020-12-31").tolist() == [True]
+    assert may_answer(begun, carried, "2020-12-31").tolist() == [False]
+    with pytest.raises(ValueError, match="1 rows used before their bar"):
+        row_spans(panel, row, policy=policy, horizon=3, calendar=calendar, used=frame.index[[24]].to_numpy())
     with pytest.raises(ValueError, match="at least 1 bar"):
         row_spans(panel, row, policy=policy, horizon=0, calendar=calendar)
     with pytest.raises(ValueError, match="rows of -1"):
