@@ -25,7 +25,7 @@ def commands() -> list[list[str]]:
         for language, block in BLOCK.findall((ROOT / document).read_text(encoding="utf-8")):
             if language not in ("", "bash"):
                 continue
-            for line in block.strip().splitlines():
+            for line in block.strip().replace("\\\n", " ").splitlines():
                 for part in line.split("&&"):
                     words = shlex.split(part, comments=True)
                     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):

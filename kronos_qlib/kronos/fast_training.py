@@ -47,5 +47,5 @@ def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
     biases = [layer.bias for layer in plain if layer.bias is not None]
     if biases and len(biases) < len(plain):
         return [layer(x) for layer in layers]
-    joint = F.linear(x, weight, torch.cat(biases) if biases else None)
+    joint = F.linear(x, weight, torch.cat(tuple(biases)) if biases else None)
     return list(joint.split([layer.out_features for layer in plain], dim=-1))
