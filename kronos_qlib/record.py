@@ -18,6 +18,7 @@ from qlib.workflow.recorder import Recorder
 from kronos_qlib.evaluation.split import split_figures
 from kronos_qlib.forecast.cutoff import card_date
 from kronos_qlib.kronos.config import check_keys
+from kronos_qlib.report_record import OFFERED
 from kronos_qlib.report_record import KronosReportRecord as KronosReportRecord
 
 logger = get_module_logger("kronos_qlib.record")
@@ -100,7 +101,7 @@ class KronosSignalRecord(SigAnaRecord):
         lags: int | None = None,
         **unknown: Any,
     ) -> None:
-        check_keys(unknown, RECORD_KEYS, "KronosSignalRecord")
+        check_keys(unknown.keys() - OFFERED, RECORD_KEYS, "KronosSignalRecord")
         super().__init__(recorder, ana_long_short, ann_scaler, label_col, skip_existing)
         self.given = {"cutoff": cutoff, "valid_end": valid_end}
         self.lags = lags

@@ -18,6 +18,7 @@ from kronos_qlib.report.contents import ReportInputs
 REPORT = "report.html"
 PIT_ARTIFACT = "path_pit.parquet"
 REPORT_KEYS = ("title", "label_col", "lags", "control_seeds", "skip_existing")
+OFFERED = {"model", "dataset"}  # qrun offers them to every record, and only a TypeError tells it that one has no use
 SHOWN_PARAMETERS = {
     "kronos.checkpoint": "checkpoint", "kronos.fingerprint": "fingerprint", "kronos.cutoff": "trained on data up to",
     "kronos.signal": "signal", "rolling.n": "rolls", "rolling.step": "days a roll", "rolling.rolling_type": "window",
@@ -66,7 +67,7 @@ class KronosReportRecord(ACRecordTemp):
         skip_existing: bool = False,
         **unknown: Any,
     ) -> None:
-        check_keys(unknown, REPORT_KEYS, "KronosReportRecord")
+        check_keys(unknown.keys() - OFFERED, REPORT_KEYS, "KronosReportRecord")
         super().__init__(recorder=recorder, skip_existing=skip_existing)
         self.title, self.label_col, self.lags, self.control_seeds = title, label_col, lags, control_seeds
 

@@ -139,9 +139,9 @@ def workflow(name: str, places: Path) -> dict[str, Any]:
     task["dataset"]["kwargs"]["segments"] = {key: list(days) for key, days in SEGMENTS.items()}
     task["dataset"]["kwargs"]["handler"]["kwargs"].update(**SPAN, **FIT)
     task["model"]["kwargs"].update(lambda_l1=0.0, lambda_l2=1.0, min_data_in_leaf=5, num_threads=1, num_boost_round=5)
-    record = task["record"][-1]["kwargs"]["config"]
-    record["strategy"]["kwargs"].update(topk=3, n_drop=1)
-    record["backtest"].update(start_time=SEGMENTS["test"][0], end_time="2020-10-28")
+    (portfolio,) = [one["kwargs"]["config"] for one in task["record"] if one["class"] == "PortAnaRecord"]
+    portfolio["strategy"]["kwargs"].update(topk=3, n_drop=1)
+    portfolio["backtest"].update(start_time=SEGMENTS["test"][0], end_time="2020-10-28")
     return config
 
 
@@ -174,7 +174,11 @@ def runs(places: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd
             (saved,) = R.get_exp(experiment_name=name, create=False).list_recorders(rtype="list")
             label = saved.load_object("label.pkl")["LABEL0"]
             found[name] = pd.concat([saved.load_object("pred.pkl")["score"], label], axis=1)
-            assert "1day.excess_return_with_cost.information_ratio" in saved.list_metrics()
+            metrics = saved.list_metrics()
+            assert "1day.excess_return_with_cost.information_ratio" in metrics
+            assert metrics["all.rank_ic.mean"] == pytest.approx(metrics["Rank IC"])
+            page = Path(saved.download_artifact("report/report.html")).read_text(encoding="utf-8")
+            assert "No backtest was made" not in page
             assert Path(saved.download_artifact("dataset")).stat().st_size < 20_000
     return found
 

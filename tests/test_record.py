@@ -60,7 +60,8 @@ def run(folder: Path, dataset: KlineDataset) -> tuple[Any, KronosModel]:
         recorder = R.get_recorder()
         SignalRecord(model, dataset, recorder).generate()
         record = {"class": "KronosSignalRecord", "module_path": "kronos_qlib.record"}
-        init_instance_by_config(record, recorder=recorder).generate()
+        offered = {"model": model, "dataset": dataset}  # as qrun does
+        init_instance_by_config(record, recorder=recorder, try_kwargs=offered).generate()
         recorder_id = recorder.id
     return R.get_recorder(recorder_id=recorder_id, experiment_name="split"), model
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from qlib.contrib.evaluate import risk_analysis
+from qlib.utils import init_instance_by_config
 from qlib.workflow import R
 from rolling_tasks import linear_task, workflow
 from tiny_market import write_tiny_store
@@ -84,3 +85,5 @@ def test_path_statistics_are_drawn_when_they_are_there(
 def test_an_unknown_setting_is_told(recorder: Any) -> None:
     with pytest.raises(ValueError, match="did you mean 'lags'"):
         KronosReportRecord(recorder, lag=3)
+    made = init_instance_by_config(RECORD, recorder=recorder, try_kwargs={"model": None, "dataset": None})  # by qrun
+    assert made.control_seeds == 2
