@@ -276,7 +276,7 @@ class FullDisk:
 
 FULL_DISKS: dict[str, tuple[Callable[[Bench], list[object]], object, str, int]] = {
     "ingest: features": (lambda b: ingest(b.bars(), b), Path, "write_bytes", 3),
-    "ingest: metadata": (lambda b: ingest(b.bars(), b), Path, "write_text", 4),
+    "ingest: metadata": (lambda b: ingest(b.bars(), b), Path, "write_text", 1),
     "ingest: only the disk's cache took it": (lambda b: ingest(b.bars(), b), os, "fsync", 2),
     "ingest: the report": (lambda b: ingest(b.bars(), b, "--report", b.folder / "r.json"), Path, "write_text", 0),
     "forecast: paths": (lambda b: forecast(b.bars(), b), pd.DataFrame, "to_parquet", 0),

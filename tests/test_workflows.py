@@ -128,9 +128,14 @@ def test_lightgbm_has_the_published_hyperparameters_and_alpha158s_processors() -
     assert set(handler["kwargs"]) == {"instruments", "start_time", "end_time", "fit_start_time", "fit_end_time"}
 
 
-def test_a_csi300_checkpoint_is_never_a_default() -> None:
-    """Published checkpoints have seen the test years: the user must choose."""
-    assert load_workflow("kronos_zero_shot_csi300")["task"]["model"]["kwargs"]["model"] == ""
+def test_the_default_csi300_checkpoint_ends_before_test() -> None:
+    """Published checkpoints have seen the test years; the one that is taken unasked has not."""
+    config = load_workflow("kronos_zero_shot_csi300")["task"]
+    chosen = config["model"]["kwargs"]["model"]
+    first, _ = config["dataset"]["kwargs"]["segments"]["test"]
+    card = load_card(chosen)
+    assert chosen == "bundled:ashare"
+    assert max(card["cutoff"], card["valid_end"]) < str(first)
 
 
 def test_the_fine_tuning_workflow_runs_on_a_small_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,7 +295,7 @@ def test_the_tables_of_a_segment_are_written(
     lines = compare(folder, config.state, "valid", list(methods.values()), ["network"])
     assert any("network - learner" in line for line in lines)
     pairs = pd.read_csv(folder / "comparisons_valid.csv")
-    assert set(pairs["rival"]) == {"learner", "reversal", "late"}  # no control is a rival
+    assert set(pairs["rival"]) == {"learner", "reversal", "late", "made"}  # no control is a rival
     costs = pd.read_csv(folder / "costs_valid.csv")
     assert costs.groupby("method")["net_excess_return"].apply(lambda s: s.is_monotonic_decreasing).all()
     assert set(pd.read_csv(folder / "years_valid.csv")["year"]) == {2020}
