@@ -75,7 +75,7 @@ def tokenizer_report(
     else:
         panel = read_event_panel(bars or [], calendar=calendar, freq=freq, region=region, instrument=instrument)
     jump = WindowPolicy().max_jump if region == "cn" else None
-    policy = WindowPolicy(lookback=lookback, min_bars=min(WindowPolicy().min_bars, lookback), max_jump=jump)
+    policy = WindowPolicy.up_to(lookback, max_jump=jump)
     ends = choose_ends(panel, policy, horizon=horizon, start=start, end=end, n_windows=windows, seed=seed)
     report = report_tokenizer(
         tokenizer, event_windows(panel, ends, lookback=lookback, horizon=horizon), lookback=lookback

@@ -121,7 +121,7 @@ def prepare(config: ExamineConfig, lookback: int) -> Examination:
     freq = str(known["freq"])
     # outside China no price limit makes a large move impossible, so no move starts a new window
     jump = WindowPolicy.max_jump if known["region"] == "cn" else None
-    policy = WindowPolicy(lookback, min(WindowPolicy.min_bars, lookback), max_jump=jump)
+    policy = WindowPolicy.up_to(lookback, max_jump=jump)
     sessions = sessions_between(config.start, config.end, freq)
     spans = member_spans(config.universe, sessions, freq)
     index = member_index(spans, sessions[:: config.every])

@@ -211,7 +211,7 @@ class KronosForecaster:
             At the call: settings out of range, no calendar, rows outside the panel.
         """
         horizon, sampling = self.check_request(horizon, sampling)
-        policy = WindowPolicy(self.lookback, min(MIN_BARS, self.lookback)) if policy is None else policy
+        policy = WindowPolicy.up_to(self.lookback) if policy is None else policy
         rows = np.asarray(rows, dtype=np.int64)
         n_windows = int((window_lengths(panel, rows, policy) > 0).sum())
         if n_windows == 0:

@@ -15,7 +15,7 @@ PREPROCESSING_VERSION = 1
 def window_policy(forecaster: KronosForecaster, policy: WindowPolicy | None) -> WindowPolicy:
     """Return the policy, or the default one with the forecaster's lookback."""
     if policy is None:
-        return WindowPolicy(forecaster.lookback, min(WindowPolicy.min_bars, forecaster.lookback))
+        return WindowPolicy.up_to(forecaster.lookback)
     return policy
 
 

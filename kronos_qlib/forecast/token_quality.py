@@ -102,7 +102,7 @@ def draw_window_ends(
     ValueError : no window fits.
     """
     length = lookback + horizon + 1
-    whole = WindowPolicy(length, length, policy.max_gap, policy.max_jump)
+    whole = policy.of_length(length)
     rows = np.arange(len(panel), dtype=np.int64)
     rows = rows[window_lengths(panel, rows, whole) > 0]
     first, last = np.datetime64(start), np.datetime64(end) + np.timedelta64(1, "D")
@@ -126,11 +126,9 @@ def cut_windows(
     x, stamps, clipped : float32 (n, length, 6) clipped z values, int64 (n, length, 5), share of values beyond the clip.
     """
     index = ends[:, None] + np.arange(1 - length, 1)
-    values = panel.values[index].astype(np.float32)
-    _, center, scale = normalise(values[:, :context])
-    z = (values - center) / scale
+    z, _, _ = normalise(panel.values[index], np.inf, context=context)
     stamps = time_stamps(panel.calendar)[panel.session[index]]
-    return np.clip(z, -CLIP, CLIP).astype(np.float32), stamps, float((np.abs(z) > CLIP).mean())
+    return np.clip(z, -CLIP, CLIP), stamps, float((np.abs(z) > CLIP).mean())
 
 
 @torch.inference_mode()

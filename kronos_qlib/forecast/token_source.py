@@ -26,7 +26,7 @@ from kronos_qlib.forecast.token_factors import (
 from kronos_qlib.kronos.config import check_keys
 from kronos_qlib.kronos.engine import ModelEngine, TokenizerEngine
 from kronos_qlib.kronos.generate import DTYPES
-from kronos_qlib.kronos.normalise import CLIP, normalise
+from kronos_qlib.kronos.normalise import normalise
 from kronos_qlib.kronos.plan import check_memory, chunk_bytes, windows_per_chunk
 from kronos_qlib.kronos.quantizer import ids_to_bits
 from kronos_qlib.kronos.readout import Readout, read, token_closes
@@ -198,10 +198,8 @@ class _ForwardPass:
         """Values (B, K, F) of one chunk."""
         panel, days = self.source.panel, self.source.block
         index = self.source._plan.sequence(anchors, length)
-        values = panel.values[index]
         # statistics from the window alone, which ends at the block's first bar (trap 5)
-        _, center, scale = normalise(values[:, :length])
-        x = np.clip((values - center) / scale, -CLIP, CLIP)
+        x, _, _ = normalise(panel.values[index], context=length)
         reading = self._read(x, self.stamps[panel.session[index]], days)
         with np.errstate(invalid="ignore"):
             columns: list[NDArray[np.floating]] = [f.function(reading)[..., None] for f in self.source._factors]

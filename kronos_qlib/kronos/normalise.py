@@ -13,16 +13,18 @@ CLIP = 5.0
 
 
 def normalise(
-    values: NDArray[np.floating], clip: float = CLIP
+    values: NDArray[np.floating], clip: float = CLIP, *, context: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Z-score each window and column.
 
     Parameters
     ----------
     values : array (..., L, 6)
-        Context bars. Cast to float32 first, as the original does.
+        Cast to float32 first, as the original does.
     clip : float
         Normalised values are clipped to ±clip.
+    context : int, optional
+        The statistics come from the first ``context`` bars, those after them are only scaled. None: all bars.
 
     Returns
     -------
@@ -30,8 +32,9 @@ def normalise(
         ``scale`` is the standard deviation + 1e-5, so ``x = (values - center) / scale``.
     """
     values = np.asarray(values, dtype=np.float32)
-    center = values.mean(axis=-2, keepdims=True)
-    scale = values.std(axis=-2, keepdims=True) + np.float32(EPSILON)
+    seen = values[..., :context, :]
+    center = seen.mean(axis=-2, keepdims=True)
+    scale = seen.std(axis=-2, keepdims=True) + np.float32(EPSILON)
     return np.clip((values - center) / scale, -clip, clip), center, scale
 
 

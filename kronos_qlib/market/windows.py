@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,15 @@ class WindowPolicy:
             raise ValueError(
                 f"found window policy version {self.version!r}; this release cuts version {POLICY_VERSION!r}"
             )
+
+    @classmethod
+    def up_to(cls, lookback: int, **rules: Any) -> WindowPolicy:
+        """Return the default rule for this lookback; ``min_bars`` is lowered where the lookback is shorter still."""
+        return cls(lookback=lookback, min_bars=min(cls.min_bars, lookback), **rules)
+
+    def of_length(self, bars: int) -> WindowPolicy:
+        """Return the rule for windows of just so many bars, with the same gaps and jumps."""
+        return replace(self, lookback=bars, min_bars=bars)
 
     def to_dict(self) -> dict[str, int | float | str | None]:
         """Return the fields, ready for JSON."""

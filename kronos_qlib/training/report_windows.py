@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kronos_qlib.kronos.normalise import CLIP, normalise
+from kronos_qlib.kronos.normalise import normalise
 from kronos_qlib.market.adjust import adjust_bars
 from kronos_qlib.market.calendars import get_calendar
 from kronos_qlib.market.events import event_bits
@@ -64,7 +64,7 @@ def choose_ends(
     ValueError : no such window.
     """
     length = policy.lookback + horizon
-    whole = WindowPolicy(lookback=length, min_bars=length, max_gap=policy.max_gap, max_jump=policy.max_jump)
+    whole = policy.of_length(length)
     chosen = np.ones(len(panel), dtype=bool)
     if start is not None:
         chosen &= panel.timestamps >= np.datetime64(pd.Timestamp(start))
@@ -88,6 +88,5 @@ def event_windows(
     """Yield windows (B, L + H, 6), normalised by their first L bars and clipped, and the event bits (B, L + H)."""
     for begin in range(0, len(ends), batch_size):
         index = ends[begin : begin + batch_size, None] + np.arange(1 - lookback - horizon, 1)
-        values = panel.values[index]
-        _, center, scale = normalise(values[:, :lookback])
-        yield torch.from_numpy(np.clip((values - center) / scale, -CLIP, CLIP)), panel.events[index]
+        x, _, _ = normalise(panel.values[index], context=lookback)
+        yield torch.from_numpy(x), panel.events[index]

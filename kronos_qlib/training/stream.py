@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kronos_qlib.kronos.normalise import CLIP, normalise
+from kronos_qlib.kronos.normalise import normalise
 from kronos_qlib.training.augment import Augmentation, shifted_stamps
 from kronos_qlib.training.corpus import Corpus
 from kronos_qlib.training.counters import permuted
@@ -136,8 +136,7 @@ class WindowStream:
         index = rows[:, None] + np.arange(1 - context - self.horizon, 1)
         values = self.corpus.values[index]
         values[self.augmentation.masked(self.seed, step, places), :, 4:] = 0.0
-        _, center, scale = normalise(values[:, :context])
-        x = np.clip((values - center) / scale, -CLIP, CLIP)
+        x, _, _ = normalise(values, context=context)
         stamps = self._stamps(index, step, places)
         return TrainingBatch(torch.from_numpy(x), torch.from_numpy(stamps), rows, context)
 

@@ -122,7 +122,7 @@ class Spans:
 
 def make_spans(recipe: Recipe, market_config: SyntheticConfig) -> Spans:
     """Simulate the market and cut its windows; the year from ``valid_start`` is never trained on."""
-    policy = WindowPolicy(lookback=recipe.lookback, min_bars=min(WindowPolicy().min_bars, recipe.lookback))
+    policy = WindowPolicy.up_to(recipe.lookback)
     panel = market_panel(make_market(market_config))
     valid_start, cutoff = pd.Timestamp(recipe.valid_start), pd.Timestamp(recipe.cutoff)
     day = pd.Timedelta(days=1)

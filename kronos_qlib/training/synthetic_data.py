@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.kronos.normalise import CLIP, normalise
+from kronos_qlib.kronos.normalise import normalise
 from kronos_qlib.market.adjust import adjust_bars
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.stamps import time_stamps
@@ -49,7 +49,7 @@ class TrainingWindows:
         The context may begin before ``start``; no bar lies after ``end``.
         """
         length = policy.lookback + horizon
-        whole = WindowPolicy(lookback=length, min_bars=length, max_gap=policy.max_gap, max_jump=policy.max_jump)
+        whole = policy.of_length(length)
         times = panel.timestamps
         rows = np.flatnonzero(times <= np.datetime64(end))
         rows = rows[window_lengths(panel, rows, whole) == length]
@@ -71,7 +71,5 @@ class TrainingWindows:
     def batch(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bars (B, L + H, 6) float32, normalised by the first L bars only and clipped, and stamps int64 (…, 5)."""
         index = self.ends[positions][:, None] + np.arange(1 - self.lookback - self.horizon, 1)
-        values = self.panel.values[index]
-        _, center, scale = normalise(values[:, : self.lookback])
-        stamps = self._calendar_stamps[self.panel.session[index]]
-        return np.clip((values - center) / scale, -CLIP, CLIP), stamps
+        x, _, _ = normalise(self.panel.values[index], context=self.lookback)
+        return x, self._calendar_stamps[self.panel.session[index]]
