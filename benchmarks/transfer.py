@@ -26,7 +26,8 @@ from kronos_qlib.kronos import SamplingConfig
 from kronos_qlib.training.corpus import Corpus
 from kronos_qlib.training.distributed import Processes
 from kronos_qlib.training.finetune import Start, finetune
-from kronos_qlib.training.finetune_recipe import FinetuneRecipe, read_settings
+from kronos_qlib.training.finetune_recipe import FinetuneRecipe
+from kronos_qlib.training.recipe import read_settings
 
 TOKENS = ("bits_per_bar_after", "s1_after", "s2_after", "mse")
 
@@ -35,7 +36,7 @@ def tune(checkpoint: CheckpointSource, store: Path, recipe: Path, universe: str,
     """Fine-tune on a store by a recipe; returns the card and how long it took."""
     loaded = checkpoint.load()
     lengths = {**loaded.card, "lookback": loaded.lookback, "max_context": loaded.max_context}
-    settings = FinetuneRecipe.for_card(lengths, **read_settings(recipe))
+    settings = FinetuneRecipe.for_card(lengths, **read_settings(recipe, "fine-tuning"))
     freq = str(open_store(store)["freq"])
     corpus = Corpus.from_store(out / "corpus", store, universe, freq=freq, policy=settings.policy())
     began = time.perf_counter()

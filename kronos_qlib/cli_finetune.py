@@ -61,11 +61,12 @@ def finetune(
     from kronos_qlib.training.distributed import processes_from_environment
     from kronos_qlib.training.finetune import Start
     from kronos_qlib.training.finetune import finetune as run_finetune
-    from kronos_qlib.training.finetune_recipe import FinetuneRecipe, read_settings
+    from kronos_qlib.training.finetune_recipe import FinetuneRecipe
+    from kronos_qlib.training.recipe import read_settings
 
     out = check_output_folder(out)
     found = load_pretrained(checkpoint, tokenizer, revision, tokenizer_revision)
-    content = read_settings(recipe) if recipe is not None else {}
+    content = read_settings(recipe, "fine-tuning") if recipe is not None else {}
     content = override(content, name=name, parent_cutoff=parent_cutoff, train=_span("train", train),
                        valid=_span("valid", valid))  # fmt: skip
     place = corpus or out / "corpus"

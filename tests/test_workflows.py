@@ -30,7 +30,8 @@ from kronos_qlib.kronos_alpha import ALPHA_KEYS
 from kronos_qlib.market.members import read_members
 from kronos_qlib.market.store import write_store
 from kronos_qlib.model import MODEL_KEYS
-from kronos_qlib.training.finetune_recipe import FinetuneRecipe, read_settings
+from kronos_qlib.training.finetune_recipe import FinetuneRecipe
+from kronos_qlib.training.recipe import read_settings
 
 KNOWN_KEYS = {
     "KronosModel": MODEL_KEYS,
@@ -168,7 +169,7 @@ RECIPES = sorted((resources.workflow_folder() / "recipes").glob("finetune_*.yaml
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_fine_tuning_recipes_are_whole(path: Path) -> None:
-    recipe = FinetuneRecipe.for_card({"lookback": 90, "max_context": 512}, **read_settings(path))
+    recipe = FinetuneRecipe.for_card({"lookback": 90, "max_context": 512}, **read_settings(path, "fine-tuning"))
     assert recipe.name == path.stem.removeprefix("finetune_")
     assert recipe.predictor_tuning.training(100_000).dtype == "bfloat16"
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
-from kronos_qlib.market.windows import WindowPolicy
 from kronos_qlib.training.augment import Augmentation
-from kronos_qlib.training.recipe import PredictorTraining, Span
+from kronos_qlib.training.recipe import PredictorTraining, WindowRecipe
 from kronos_qlib.training.settings import Settings
 from kronos_qlib.training.stagnant import StretchFilter
 
@@ -152,31 +149,11 @@ class Tuning(Settings):
         return self.predictor
 
 
-class FinetuneRecipe(Tuning):
+class FinetuneRecipe(WindowRecipe, Tuning):
     """Everything that fixes a fine-tuned checkpoint beside the bars and the weights it begins with.
 
-    Attributes
-    ----------
-    universe : str
-        For the card.
-    lookback, forecast_horizon, max_context : int
-        As in :class:`PretrainRecipe`; :meth:`for_card` takes those of the parent.
-    train, valid : Span
-        Learn from; choose the best step by. Train ends before valid begins.
-    isolated, valid_source, max_gap, max_jump, mixture : as in :class:`PretrainRecipe`
+    The lengths are those of :class:`WindowRecipe`; :meth:`for_card` takes the parent's.
     """
-
-    universe: str = Field(min_length=1)
-    lookback: int = Field(ge=2)
-    forecast_horizon: int = Field(10, ge=1)
-    max_context: int = Field(512, ge=2)
-    train: Span
-    valid: Span
-    isolated: bool = False
-    valid_source: str | None = None
-    max_gap: int | None = 60
-    max_jump: float | None = 0.30
-    mixture: dict[str, float] | None = None
 
     @classmethod
     def for_card(cls, card: Mapping[str, Any], **settings: Any) -> FinetuneRecipe:
@@ -184,31 +161,3 @@ class FinetuneRecipe(Tuning):
         known = {"lookback": "lookback", "forecast_horizon": "horizon", "max_context": "max_context"}
         lengths = {key: card[theirs] for key, theirs in known.items() if card.get(theirs) is not None}
         return cls(**{**lengths, **settings})
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.valid.start <= self.train.end:
-            raise ValueError(
-                f"valid begins on {self.valid.start}, train ends on {self.train.end}; valid must begin after train"
-            )
-        return self
-
-    def policy(self) -> WindowPolicy:
-        """Return the rule by which the corpus is cut into segments."""
-        return WindowPolicy(
-            lookback=self.lookback,
-            min_bars=min(WindowPolicy().min_bars, self.lookback),
-            max_gap=self.max_gap,
-            max_jump=self.max_jump,
-        )
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a recipe's YAML as a mapping; a ValueError names the file."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not readable YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected the settings of a fine-tuning recipe")
-    return content

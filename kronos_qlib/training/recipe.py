@@ -117,12 +117,12 @@ class Span(Settings):
         return self
 
 
-class PretrainRecipe(Settings):
-    """Everything that fixes a checkpoint beside the bars.
+class WindowRecipe(Settings):
+    """What pretraining and fine-tuning ask of the bars, and what both write on the card.
 
     Attributes
     ----------
-    name, universe : str
+    universe : str
         For the card.
     lookback, horizon : int
         Context bars, and bars to predict after them, of a training window.
@@ -138,25 +138,16 @@ class PretrainRecipe(Settings):
         both.
     max_gap, max_jump
         Of the window policy (see ``market.windows``).
-    tokenizer, tokenizer_training
-        Shape and training of the tokenizer; or ``tokenizer_from``, a checkpoint whose tokenizer is taken as it is. What
-        it has learned counts in the card's ``train_start`` and ``cutoff``, and must lie in the train span of an
-        isolated recipe.
-    model, predictor_training
-        Shape and training of the predictor.
     augmentation : Augmentation
         Of training windows; those of the validation are never changed.
     filters : StretchFilter
         Which illiquid and stagnant windows are left out.
     mixture : dict or None
         Share of each source in a batch, by name; None: every window counts alike.
-    weights_dtype : str
-        Of the written weights.
     """
 
-    name: str = Field(min_length=1)
     universe: str = Field(min_length=1)
-    lookback: int = Field(90, ge=2)
+    lookback: int = Field(ge=2)
     horizon: int = Field(10, ge=1)
     forecast_horizon: int = Field(10, ge=1)
     max_context: int = Field(512, ge=2)
@@ -166,14 +157,47 @@ class PretrainRecipe(Settings):
     valid_source: str | None = None
     max_gap: int | None = 60
     max_jump: float | None = 0.30
+    augmentation: Augmentation = Augmentation()
+    filters: StretchFilter = StretchFilter()
+    mixture: dict[str, float] | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.valid.start <= self.train.end:
+            raise ValueError(
+                f"valid begins on {self.valid.start}, train ends on {self.train.end}; valid must begin after train"
+            )
+        return self
+
+    def policy(self) -> WindowPolicy:
+        """Return the rule by which the corpus is cut into segments."""
+        return WindowPolicy.up_to(self.lookback, max_gap=self.max_gap, max_jump=self.max_jump)
+
+
+class PretrainRecipe(WindowRecipe):
+    """Everything that fixes a checkpoint beside the bars.
+
+    Attributes
+    ----------
+    name : str
+        For the card.
+    tokenizer, tokenizer_training
+        Shape and training of the tokenizer; or ``tokenizer_from``, a checkpoint whose tokenizer is taken as it is. What
+        it has learned counts in the card's ``train_start`` and ``cutoff``, and must lie in the train span of an
+        isolated recipe.
+    model, predictor_training
+        Shape and training of the predictor.
+    weights_dtype : str
+        Of the written weights.
+    """
+
+    name: str = Field(min_length=1)
+    lookback: int = Field(90, ge=2)
     tokenizer: TokenizerConfig | None = None
     tokenizer_training: TokenizerTraining | None = None
     tokenizer_from: str | None = None
     model: ModelConfig
     predictor_training: PredictorTraining
-    augmentation: Augmentation = Augmentation()
-    filters: StretchFilter = StretchFilter()
-    mixture: dict[str, float] | None = None
     weights_dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     @field_validator("name")
@@ -185,25 +209,12 @@ class PretrainRecipe(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.valid.start <= self.train.end:
-            raise ValueError(
-                f"valid begins on {self.valid.start}, train ends on {self.train.end}; valid must begin after train"
-            )
         own = self.tokenizer is not None and self.tokenizer_training is not None
         if own == (self.tokenizer_from is not None):
             raise ValueError("give tokenizer and tokenizer_training, or tokenizer_from, and not both")
         if self.tokenizer is not None:
             check_bits(self.tokenizer, self.model)
         return self
-
-    def policy(self) -> WindowPolicy:
-        """Return the rule by which the corpus is cut into segments."""
-        return WindowPolicy(
-            lookback=self.lookback,
-            min_bars=min(WindowPolicy().min_bars, self.lookback),
-            max_gap=self.max_gap,
-            max_jump=self.max_jump,
-        )
 
     def model_shape(self) -> ModelConfig:
         """Return the predictor's shape with the dropout of its training."""
@@ -220,14 +231,20 @@ def check_bits(tokenizer: TokenizerConfig, model: ModelConfig) -> None:
         raise ValueError(f"the model has {ours[0]} + {ours[1]} bits, its tokenizer {theirs[0]} + {theirs[1]}")
 
 
-def load_recipe(path: Path) -> PretrainRecipe:
-    """Read a recipe from a YAML file; every mistake in it is a ValueError that names the file."""
+def read_settings(path: Path, kind: str) -> dict[str, Any]:
+    """Read the YAML of a ``kind`` of recipe as a mapping; a ValueError names the file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected the settings of a pretraining recipe")
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected the settings of a {kind} recipe")
+    return content
+
+
+def load_recipe(path: Path) -> PretrainRecipe:
+    """Read a recipe from a YAML file; every mistake in it is a ValueError that names the file."""
+    content = read_settings(path, "pretraining")
     try:
         return PretrainRecipe(**content)
     except ValueError as error:

@@ -4,44 +4,15 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from kronos_qlib.training.augment import Augmentation
 from kronos_qlib.training.corpus import Corpus
 from kronos_qlib.training.distributed import Processes
 from kronos_qlib.training.objectives import Objective
-from kronos_qlib.training.recipe import Span, Training
-from kronos_qlib.training.stagnant import StretchFilter
+from kronos_qlib.training.recipe import Training, WindowRecipe
 from kronos_qlib.training.stream import TrainingBatch, WindowStream
 from kronos_qlib.training.validation import Validation, held_out_batches
-
-
-class WindowRecipe(Protocol):
-    """What a recipe says of windows: :class:`PretrainRecipe` and :class:`FinetuneRecipe` do."""
-
-    @property
-    def lookback(self) -> int: ...
-    @property
-    def horizon(self) -> int: ...
-    @property
-    def train(self) -> Span: ...
-    @property
-    def valid(self) -> Span: ...
-    @property
-    def isolated(self) -> bool: ...
-    @property
-    def valid_source(self) -> str | None: ...
-    @property
-    def max_gap(self) -> int | None: ...
-    @property
-    def max_jump(self) -> float | None: ...
-    @property
-    def augmentation(self) -> Augmentation: ...
-    @property
-    def filters(self) -> StretchFilter: ...
-    @property
-    def mixture(self) -> dict[str, float] | None: ...
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -92,33 +63,28 @@ class Windows:
         )
 
     def validation(self, objective: Objective, config: Training, processes: Processes) -> Validation:
-        """Held-out windows, unchanged, the same ones for any batch size and seed of the training."""
-        size = min(256, config.valid_windows, len(self.valid))
-        stream = WindowStream(
-            self.corpus,
-            self.valid,
-            lookback=self.recipe.lookback,
-            horizon=self.recipe.horizon,
-            batch_size=size,
-            seed=0,
-            augmentation=Augmentation.off(),
-        )
-        batches = held_out_batches(stream, min(config.valid_windows, len(self.valid)), size)
+        """Held-out windows, the same ones for any batch size and seed of the training."""
+        batches = self._unchanged(self.valid, config.valid_windows)
         return Validation(objective, batches, dtype=config.dtype, processes=processes)
 
     def counted(self, windows: int = 20_000) -> list[TrainingBatch]:
-        """Training windows, unchanged, on which a card's tokens are counted."""
-        size = min(256, len(self.train))
+        """Training windows on which a card's tokens are counted."""
+        return self._unchanged(self.train, windows)
+
+    def _unchanged(self, ends: Any, windows: int) -> list[TrainingBatch]:
+        """At most ``windows`` of some windows, without augmentation."""
+        count = min(windows, len(ends))
+        size = min(256, count)
         stream = WindowStream(
             self.corpus,
-            self.train,
+            ends,
             lookback=self.recipe.lookback,
             horizon=self.recipe.horizon,
             batch_size=size,
             seed=0,
             augmentation=Augmentation.off(),
         )
-        return held_out_batches(stream, min(windows, len(self.train)), size)
+        return held_out_batches(stream, count, size)
 
 
 def source_names(recipe: WindowRecipe, corpus: Corpus, part: str) -> list[str] | None:
