@@ -74,7 +74,6 @@ def pretrain(
     learned_days(recipe)
     windows = Windows.of(recipe, corpus)
     claim_folder(out, {"recipe": recipe.to_dict(), "corpus": corpus.fingerprint}, processes)
-    histories: dict[str, TrainingHistory] = {}
     tokenizer, histories = _tokenizer(recipe, windows, out, processes, on_metrics)
     model, histories["predictor"] = _predictor(recipe, windows, tokenizer, out, processes, on_metrics)
     if processes.first:
