@@ -21,6 +21,7 @@ from qlib.utils import auto_filter_kwargs, init_instance_by_config
 from qlib.workflow.record_temp import SignalRecord
 
 from kronos_qlib.evaluation.ic import daily_ic, daily_rank_ic, ic_summary
+from kronos_qlib.market.swap import whole_file
 from kronos_qlib.rolling_plan import TEST, Roll
 from kronos_qlib.rolling_recorder import record_to
 
@@ -140,7 +141,5 @@ def _seed(roll: str) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    # written beside and moved, so that a half-written file never passes for a whole one
-    beside = path.with_suffix(".partial")
-    beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    beside.replace(path)
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -35,6 +35,7 @@ from kronos_qlib.forecast.reduction import (
 )
 from kronos_qlib.handler import KlineHandler, sessions_between
 from kronos_qlib.kronos import check_keys
+from kronos_qlib.market.swap import whole_file
 from kronos_qlib.market.windows import WindowPolicy
 from kronos_qlib.sweep_backtest import BacktestConfig, Backtester
 
@@ -292,6 +293,5 @@ def _calibration(
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(plain(content), indent=1, allow_nan=False), encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(plain(content), indent=1, allow_nan=False), encoding="utf-8")

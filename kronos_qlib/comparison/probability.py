@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from kronos_qlib.evaluation.probability import interval_coverage, pit_histogram
 from kronos_qlib.forecast.reduction import LEVELS, CheckpointSource, ReductionPlan, reduce_forecasts
 from kronos_qlib.handler import find_calendar
 from kronos_qlib.kronos import SamplingConfig
+from kronos_qlib.market.swap import whole_file
 
 HORIZON, N_PATHS = 10, 64
 REFERENCE = "histvol20"
@@ -245,9 +245,8 @@ def _keep_calibrations(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = {"settings": settings, "intervals": {name: found.to_dict() for name, found in calibrations.items()}}
-    partial = folder / f"{CALIBRATION}.partial"
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(partial, folder / CALIBRATION)
+    with whole_file(folder / CALIBRATION) as partial:
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def _read_calibrations(folder: Path, settings: Mapping[str, Any]) -> dict[str, IntervalCalibration]:

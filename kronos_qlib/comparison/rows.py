@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from kronos_qlib.market.swap import whole_file
 
 FIGURES = (
     "ic", "icir", "ic_t", "rank_ic", "rank_icir", "rank_ic_t", "excess_return", "net_excess_return",
@@ -116,13 +117,11 @@ def read_rows(path: Path) -> list[Row]:
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows whole or not at all, sorted by segment, family, method and seed; figures with 6 digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     ordered = sorted(rows, key=lambda row: (row.segment, row.family, row.method, row.seed, row.key))
-    with partial.open("w", encoding="utf-8", newline="") as stream:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _text(value) for name, value in asdict(row).items()} for row in ordered)
-    os.replace(partial, path)
 
 
 def add_row(path: Path, row: Row) -> None:

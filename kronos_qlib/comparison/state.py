@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from kronos_qlib.market.swap import whole_file
 
 SCORES, DAILY, TASK, RAW, FIT = "scores.parquet", "daily.parquet", "task.json", "raw.parquet", "params.pkl"
 
@@ -39,9 +40,8 @@ class State:
         place.mkdir(parents=True, exist_ok=True)
         scores.to_frame("score").to_parquet(place / SCORES)
         daily.to_parquet(place / DAILY)
-        partial = place / f"{TASK}.partial"
-        partial.write_text(json.dumps(task, indent=1, default=str), encoding="utf-8")
-        os.replace(partial, place / TASK)
+        with whole_file(place / TASK) as partial:
+            partial.write_text(json.dumps(task, indent=1, default=str), encoding="utf-8")
 
     def scores(self, key: str) -> pd.Series:
         """Laid-out scores of a run; ValueError where it was not kept here."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from kronos_qlib.evaluation.bootstrap import paired_bootstrap
 from kronos_qlib.evaluation.breakdown import YEAR, by_year, cost_sensitivity
 from kronos_qlib.evaluation.ic import daily_ic, daily_rank_ic
 from kronos_qlib.evaluation.multiplicity import romano_wolf
+from kronos_qlib.market.swap import whole_file
 
 MEASURES = ("rank_ic", "ic", "net")
 HORIZON = 2  # the label reaches two sessions past its date
@@ -175,9 +175,8 @@ def compare(
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a CSV whole, 6 digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _groups(rows: Sequence[Row], state: State, segment: str) -> pd.DataFrame:

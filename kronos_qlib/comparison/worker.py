@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import pickle
 import random
 import shutil
@@ -24,6 +23,7 @@ from kronos_qlib.comparison.methods import fill
 from kronos_qlib.comparison.state import FIT, RAW
 from kronos_qlib.comparison.task import Task
 from kronos_qlib.examine import open_store
+from kronos_qlib.market.swap import whole_file
 from kronos_qlib.rolling_recorder import record_to
 
 ERROR, SECONDS = "error.txt", "cpu_seconds.txt"
@@ -105,9 +105,8 @@ def compute_scores(task: Task, given: Mapping[str, Any], fit_folder: Path, folde
         scores = scores["score"] if "score" in scores else scores.iloc[:, 0]
     if not kept.is_file():
         fit_folder.mkdir(parents=True, exist_ok=True)
-        partial = fit_folder / f"{FIT}.partial"
-        partial.write_bytes(pickle.dumps(model))
-        os.replace(partial, kept)
+        with whole_file(kept) as partial:
+            partial.write_bytes(pickle.dumps(model))
     return scores.rename("score")
 
 

@@ -8,12 +8,11 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kronos_qlib.forecast.store_files import put_in_place
+from kronos_qlib.forecast.store_files import write_note
 
 
 def save_card(store: Path, weights: str, card: Mapping[str, Any]) -> None:
@@ -21,11 +20,7 @@ def save_card(store: Path, weights: str, card: Mapping[str, Any]) -> None:
     path = _path(store, weights)
     if (not card and path.exists()) or read_card(store, weights) == dict(card):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    content = {"weights": weights, "card": dict(card)}
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    put_in_place(temporary, path)
+    write_note(path, {"weights": weights, "card": dict(card)}, default=str)
 
 
 def read_card(store: Path, weights: str) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.forecast.store_files import KEY, put_in_place, read_rows
+from kronos_qlib.forecast.store_files import KEY, read_rows, write_note
 from kronos_qlib.forecast.store_source import FactorSource, differences, weights_of
 
 FORMAT = {"format": "kronos_qlib forecast store", "version": 1}
@@ -123,10 +122,7 @@ def register(store: Path, fingerprint: str, source: FactorSource) -> None:
         "columns": list(source.columns),
         "description": source.description,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    put_in_place(temporary, path)
+    write_note(path, content)
 
 
 def explain_new(store: Path, fingerprint: str, source: FactorSource) -> list[str]:

@@ -15,10 +15,12 @@ gives the same rows.
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +99,14 @@ def write_table(table: pa.Table, path: Path) -> None:
         raise OSError(error.errno, f"{path} cannot be written: {error}; run again to resume") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_note(path: Path, content: Mapping[str, Any], default: Callable[[Any], Any] | None = None) -> None:
+    """Write JSON whole or not at all; on disk when this returns. ``default`` as of ``json.dumps``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=default) + "\n", encoding="utf-8")
+    put_in_place(temporary, path)
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

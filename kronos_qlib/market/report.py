@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+
+from kronos_qlib.market.swap import whole_file
 
 Severity = Literal["error", "warning", "info"]
 
@@ -104,13 +105,8 @@ def format_example(example: dict[str, Any]) -> str:
 
 def write_json(content: dict[str, Any], path: str | Path) -> None:
     """Write JSON beside its place and move it there, so that no half-written file is ever left."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(Path(path)) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:

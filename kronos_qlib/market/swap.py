@@ -54,6 +54,17 @@ def whole_folder(out: Path, marker: str) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a place beside ``path``, moved there when the block ends; a failure leaves what stood there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def changed_folder(out: Path, marker: str) -> Iterator[Path]:
     """As ``whole_folder``, the temporary folder holding all that ``out`` holds, at no cost: files are hard links.
 

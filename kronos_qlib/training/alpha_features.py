@@ -27,6 +27,7 @@ from kronos_qlib.kronos.inputs import check_match
 from kronos_qlib.kronos.plan import windows_per_chunk
 from kronos_qlib.kronos.threads import map_side_by_side, one_thread_kernels
 from kronos_qlib.market.panel import BarPanel
+from kronos_qlib.market.swap import whole_file
 from kronos_qlib.market.windows import WindowBatch, WindowPolicy, iter_windows, window_lengths
 
 POOLED_BARS = 10
@@ -220,19 +221,16 @@ def features_key(
 
 def _write_array(path: Path, values: npt.NDArray[np.float32]) -> None:
     """Write beside the place and move there: a file that exists is whole."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with whole_file(path) as part, part.open("wb") as file:
         np.save(file, values)
-    part.replace(path)
 
 
 def _join(path: Path, blocks: list[Path], count: int, width: int) -> None:
-    part = path.with_name(path.name + ".part")
-    whole = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(count, width))
-    start = 0
-    for block in blocks:
-        values = np.load(block)
-        whole[start : start + len(values)] = values
-        start += len(values)
-    whole.flush()
-    part.replace(path)
+    with whole_file(path) as part:
+        whole = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(count, width))
+        start = 0
+        for block in blocks:
+            values = np.load(block)
+            whole[start : start + len(values)] = values
+            start += len(values)
+        whole.flush()
