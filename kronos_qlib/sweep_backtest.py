@@ -15,10 +15,9 @@ from qlib.contrib.evaluate import backtest_daily, risk_analysis
 from qlib.contrib.strategy import TopkDropoutStrategy
 from qlib.data import D
 
+from kronos_qlib.evaluation.breakdown import YEAR
 from kronos_qlib.evaluation.ic import newey_west_lags, newey_west_t
 from kronos_qlib.resources import workflow_path
-
-YEAR = 238  # Qlib's trading days a year, so that figures compare with its tables
 
 
 @dataclass(frozen=True)

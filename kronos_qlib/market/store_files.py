@@ -24,6 +24,12 @@ def is_index(code: str, region: str = "cn") -> bool:
     return region == "cn" and _INDEX_CODES.fullmatch(code.upper()) is not None
 
 
+def without_indices(bars: pd.DataFrame, region: str) -> pd.DataFrame:
+    """Return the rows of a frame, as ``read_bars`` gives it, whose instrument is no index."""
+    indices = [name for name in bars["instrument"].cat.categories if is_index(name, region)]
+    return bars[~bars["instrument"].isin(indices)] if indices else bars
+
+
 def feature_folder(code: str) -> str:
     """Return the name of the folder in which Qlib looks for an instrument's features."""
     return f"_qlib_{code.lower()}" if code.lower() in _DEVICES else code.lower()

@@ -9,11 +9,11 @@ import pandas as pd
 from scipy import stats
 
 from kronos_qlib.evaluation.bootstrap import SEED
+from kronos_qlib.evaluation.breakdown import YEAR
 from kronos_qlib.evaluation.controls import shuffle_within_date
 from kronos_qlib.evaluation.ic import daily_ic, daily_rank_ic, ic_summary
 from kronos_qlib.evaluation.turnover import rank_autocorrelation
 
-TRADING_DAYS = 238  # a year of Qlib's risk_analysis for daily returns, so that figures agree with its own
 CONTROL_LIMIT = 3.0
 BACKTEST_COLUMNS = ("return", "bench", "cost", "turnover")
 
@@ -81,12 +81,12 @@ def headline(inputs: ReportInputs) -> pd.DataFrame:
         rows["ICIR, a day" if name == "IC" else "Rank ICIR, a day"] = _plain(ic_summary(daily).icir, "ratio")
     if inputs.backtest is not None:
         net = net_excess(inputs.backtest)
-        rows["Net excess return a year"] = _mean_row(net, inputs.lags, float(TRADING_DAYS), "percent")
+        rows["Net excess return a year"] = _mean_row(net, inputs.lags, float(YEAR), "percent")
         spread = net.std(ddof=1)
-        ratio = net.mean() / spread * TRADING_DAYS**0.5 if spread > 0 else float("nan")
+        ratio = net.mean() / spread * YEAR**0.5 if spread > 0 else float("nan")
         rows["Information ratio after cost"] = _plain(ratio, "ratio")
         rows["Deepest drawdown"] = _plain(drawdown(net).min(), "percent")
-        rows["Cost a year"] = _plain(inputs.backtest["cost"].mean() * TRADING_DAYS, "percent")
+        rows["Cost a year"] = _plain(inputs.backtest["cost"].mean() * YEAR, "percent")
         rows["Turnover a day"] = _plain(inputs.backtest["turnover"].mean(), "percent")
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "t", "unit"])
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from kronos_qlib.evaluation.breakdown import YEAR
 from kronos_qlib.evaluation.ic import daily_rank_ic
 from kronos_qlib.evaluation.probability import pit_histogram
 from kronos_qlib.report import contents, figures
@@ -90,7 +91,7 @@ def _introduction(inputs: ReportInputs, daily: pd.Series) -> str:
     )
     note = _note(
         "t and intervals allow for correlated days (Newey–West). A t of 2 is nothing when many variants were tried. "
-        f"Returns are added, not compounded; a year has {contents.TRADING_DAYS} days, as in Qlib."
+        f"Returns are added, not compounded; a year has {YEAR} days, as in Qlib."
     )
     block = f'<div class="wide"><table class="facts"><tbody>{facts}</tbody></table></div>' if facts else ""
     return text + block + _h("In short") + _table(shown) + note

@@ -17,7 +17,7 @@ from kronos_qlib.market.calendars import get_calendar, parse_freq
 from kronos_qlib.market.layout import plain_times
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.reading import read_bars
-from kronos_qlib.market.store_files import is_index
+from kronos_qlib.market.store_files import without_indices
 from kronos_qlib.market.store_panel import read_store_panel, store_fingerprint
 
 
@@ -96,9 +96,7 @@ class BarFiles:
     def panel(self) -> BarPanel:
         """Read, adjust by ``factor`` where the files have it, and leave out indices."""
         bars = read_bars(self._files, columns=self.columns, instrument=self.instrument, timezone=self.timezone)
-        indices = [name for name in bars["instrument"].cat.categories if is_index(name, self.region)]
-        if indices:
-            bars = bars[~bars["instrument"].isin(indices)]
+        bars = without_indices(bars, self.region)
         # a row without a close is a suspended session, and its factor may be missing as well
         bars = bars[bars["close"].notna()]
         if bars.empty:

@@ -17,7 +17,7 @@ from kronos_qlib.market.calendars import get_calendar
 from kronos_qlib.market.events import event_bits
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.reading import read_bars
-from kronos_qlib.market.store_files import is_index
+from kronos_qlib.market.store_files import without_indices
 from kronos_qlib.market.windows import WindowPolicy, window_lengths
 
 
@@ -30,9 +30,7 @@ def read_event_panel(
     ------
     ValueError : a file that cannot be read, an unknown calendar or region, indices only.
     """
-    bars = read_bars(files, instrument=instrument)
-    indices = [name for name in bars["instrument"].cat.categories if is_index(name, region)]
-    bars = bars[~bars["instrument"].isin(indices)].reset_index(drop=True)
+    bars = without_indices(read_bars(files, instrument=instrument), region).reset_index(drop=True)
     if bars.empty:
         raise ValueError(f"{', '.join(path.name for path in files)} hold no bar of an instrument that is no index")
     known = get_calendar(calendar, freq).between(bars["datetime"].min(), bars["datetime"].max())
