@@ -58,6 +58,12 @@ InSampleOption = Annotated[
     bool, typer.Option("--allow-in-sample", help="Also rows that every checkpoint has seen, for a control.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+DtypeOption = Annotated[
+    str, typer.Option(help="float32, or bfloat16: faster on most machines, other last digits, so another source.")
+]
+EveryOption = Annotated[
+    int, typer.Option(min=1, help="Only every so many sessions of the store's calendar: for a first look.")
+]
 
 
 @app.command()
@@ -79,6 +85,8 @@ def build(
     label_horizon: LabelHorizonOption = None,
     allow_in_sample: InSampleOption = False,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    every: EveryOption = 1,
     jobs: int = typer.Option(1, min=1, help="Processes; the values do not depend on it."),
     fields: bool = typer.Option(False, "--fields", help="Write them into the Qlib store too, as $kronos_<name>."),
 ) -> None:
@@ -89,15 +97,16 @@ def build(
       kronos-qlib factors build --store STORE --out factors --checkpoint bundled:synthetic --start 2017-01-01
       kronos-qlib factors build --store STORE --out factors --checkpoint late --checkpoint early --fit-end 2014-12-31
       kronos-qlib factors build --store STORE --out factors --checkpoint my_kronos --jobs 2 --fields
+      kronos-qlib factors build --store STORE --out factors --checkpoint my_kronos --jobs 2 --dtype bfloat16 --every 5
     """
     from kronos_qlib.forecast.store import ForecastStore
     from kronos_qlib.market.store_columns import write_columns
 
     target = ForecastStore(check_output_folder(out))
     table = _table(
-        store, checkpoint, universe, (start, end), lookback, device,
+        store, checkpoint, universe, (start, end), lookback, (device, dtype),
         factors=_names(factors), embedding=tuple(embedding), horizon=horizon, n_paths=n_paths, seed=seed, block=block,
-        fit_end=fit_end, label_horizon=label_horizon, allow_in_sample=allow_in_sample,
+        fit_end=fit_end, label_horizon=label_horizon, allow_in_sample=allow_in_sample, every=every,
     )  # fmt: skip
     if fields:
         table.refuse_mixed_embeddings()
@@ -132,6 +141,8 @@ def verify(
     label_horizon: LabelHorizonOption = None,
     allow_in_sample: InSampleOption = False,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    every: EveryOption = 1,
     sample: int = typer.Option(200, min=1, help="Rows of each source to compute again."),
     sample_seed: int = typer.Option(0, help="Seed of the choice of rows."),
 ) -> None:
@@ -144,9 +155,9 @@ def verify(
     from kronos_qlib.forecast.store import ForecastStore
 
     table = _table(
-        store, checkpoint, universe, (start, end), lookback, device,
+        store, checkpoint, universe, (start, end), lookback, (device, dtype),
         factors=_names(factors), embedding=tuple(embedding), horizon=horizon, n_paths=n_paths, seed=seed, block=block,
-        fit_end=fit_end, label_horizon=label_horizon, allow_in_sample=allow_in_sample,
+        fit_end=fit_end, label_horizon=label_horizon, allow_in_sample=allow_in_sample, every=every,
     )  # fmt: skip
     report = table.verify(ForecastStore(out), sample=sample, seed=sample_seed)
     typer.echo(str(report))
@@ -203,7 +214,7 @@ def _table(
     universe: str | None,
     days: tuple[str | None, str | None],
     lookback: int | None,
-    device: str,
+    where: tuple[str, str],
     **settings: Any,
 ) -> FactorTable:
     """Point Qlib at the store and say which rows, weights and factors are meant."""
@@ -227,5 +238,8 @@ def _table(
     # outside China no price limit makes a large move impossible, so no move starts a new window
     max_jump = WindowPolicy.max_jump if region == "cn" else None
     dataset = KlineDataset(handler, segments={"all": days}, lookback=lookback, max_jump=max_jump)
-    forecasters = [KronosForecaster.from_pretrained(name, lookback=lookback, device=device) for name in checkpoints]
+    device, dtype = where
+    forecasters = [
+        KronosForecaster.from_pretrained(name, lookback=lookback, device=device, dtype=dtype) for name in checkpoints
+    ]
     return FactorTable(dataset, "all", forecasters, chosen)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from qlib.data import D
 from qlib.data.dataset.processor import Processor, get_group_columns
 from qlib.data.dataset.utils import fetch_df_by_index
 from qlib.log import get_module_logger
@@ -23,6 +24,7 @@ from kronos_qlib.kronos.config import check_keys
 logger = get_module_logger("kronos_qlib.processor")
 PROCESSOR_KEYS = ("fit_start_time", "fit_end_time", "n_components", "fields_group", "pattern", "prefix")
 TABLE_KEYS = ("names", "fields_group")
+SESSION_KEYS = ("every", "fit_start_time", "fit_end_time")
 
 
 class EmbeddingPCA(Processor):
@@ -187,6 +189,50 @@ class TableFactors(Processor):
         if grouped:
             new.columns = pd.MultiIndex.from_product([[self.fields_group], names], names=df.columns.names)
         return pd.concat([df, new], axis=1).sort_index(axis=1)
+
+    def readonly(self) -> bool:
+        """Say that the given frame is not written to."""
+        return True
+
+
+class EverySession(Processor):
+    """Learn from every so many training sessions: daily labels that reach over the next days repeat each other.
+
+    For ``learn_processors``. Sessions are counted on the store's calendar from its first, as ``kronos-qlib factors
+    build --every`` counts them; rows outside ``fit_start_time`` to ``fit_end_time`` (those of valid) are all kept.
+
+    Parameters
+    ----------
+    every : int
+        Whole number of at least 1.
+    fit_start_time, fit_end_time : date-like
+        The training segment, both included; Qlib's handlers fill them in.
+
+    Raises
+    ------
+    ValueError : unknown key, no whole number, no training segment.
+    """
+
+    def __init__(self, every: int, fit_start_time: Any = None, fit_end_time: Any = None, **unknown: Any) -> None:
+        check_keys(unknown, SESSION_KEYS, "EverySession")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"EverySession: every must be a whole number of at least 1, got {every!r}")
+        if fit_start_time is None or fit_end_time is None:
+            raise ValueError(
+                "EverySession needs fit_start_time and fit_end_time; give the handler the training segment"
+            )
+        self.every, self.fit_start_time, self.fit_end_time = every, fit_start_time, fit_end_time
+
+    def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows that are kept."""
+        days = pd.DatetimeIndex(df.index.get_level_values("datetime"))
+        kept = pd.DatetimeIndex(D.calendar(freq="day")[:: self.every])
+        fitted = (days >= pd.Timestamp(self.fit_start_time)) & (days <= pd.Timestamp(self.fit_end_time))
+        return df[~fitted | days.isin(kept)]
+
+    def is_for_infer(self) -> bool:
+        """Say that scores need every row."""
+        return False
 
     def readonly(self) -> bool:
         """Say that the given frame is not written to."""

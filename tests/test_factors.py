@@ -81,6 +81,29 @@ def test_two_processes_build_what_one_does(places: Path, tmp_path: Path) -> None
     pd.testing.assert_frame_equal(two.read(), one.read(names, sources=report.fingerprints), check_exact=True)
 
 
+def test_every_second_session_has_the_values_of_all_of_them(places: Path, tmp_path: Path) -> None:
+    whole, thin = table(places, "early"), table(places, "early", every=2)
+    sessions = whole.panel.calendar
+    stores = ForecastStore(tmp_path / "whole"), ForecastStore(tmp_path / "thin")
+    for factors, store in zip((whole, thin), stores, strict=True):
+        factors.build(store, progress=False)
+    expected, found = whole.read(stores[0]), thin.read(stores[1])
+    days = found.index.unique("datetime")
+    assert (sessions.get_indexer(days) % 2 == 0).all()
+    assert len(days) == 8
+    pd.testing.assert_frame_equal(found, expected[expected.index.get_level_values("datetime").isin(days)])
+    assert "0 rows computed in" in str(thin.build(stores[0], progress=False)[0])
+    with pytest.raises(ValueError, match="every=0"):
+        FactorSettings(every=0)
+
+
+def test_bfloat16_is_a_source_of_its_own(places: Path, tmp_path: Path) -> None:
+    out = tmp_path / "factors"
+    invoke("build", *options(places, out))
+    assert "dtype: float32 -> bfloat16" in invoke("build", *options(places, out, "--dtype", "bfloat16"))
+    assert "differ" in invoke("verify", *options(places, out, "--dtype", "bfloat16"), "--sample", "5")
+
+
 def test_member_rows_carry_the_last_bar(places: Path, tmp_path: Path) -> None:
     factors = table(places, "early")
     store = ForecastStore(tmp_path / "factors")

@@ -11,7 +11,7 @@ import pytest
 from qlib.contrib.data.handler import check_transform_proc
 from qlib.utils import init_instance_by_config
 
-from kronos_qlib.processor import EmbeddingPCA, TableFactors
+from kronos_qlib.processor import EmbeddingPCA, EverySession, TableFactors
 
 DAYS = pd.bdate_range("2020-01-01", periods=40, name="datetime")
 FIT = {"fit_start_time": "2020-01-01", "fit_end_time": "2020-01-31"}
@@ -153,3 +153,29 @@ def test_table_factors_say_what_they_lack() -> None:
         TableFactors(["expected_return_change"])(frame())
     with pytest.raises(ValueError, match="did you mean 'dispersion_change'"):
         TableFactors(["dispersion_chang"])
+
+
+def test_every_fifth_training_session_is_learned_from_and_other_rows_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calendar = pd.bdate_range("2019-12-02", periods=80)
+    monkeypatch.setattr("kronos_qlib.processor.D.calendar", lambda freq: calendar, raising=False)
+    given = frame()
+    processor = EverySession(5, **FIT)
+    found = processor(given)
+    days = found.index.unique("datetime")
+    inside = days[days <= "2020-01-31"]
+    assert list(inside) == [day for day in calendar[::5] if "2020-01-01" <= f"{day:%Y-%m-%d}" <= "2020-01-31"]
+    assert found.loc["2020-02-01":].equals(given.loc["2020-02-01":])
+    assert not processor.is_for_infer()
+    whole = EverySession(1, **FIT)(given)
+    pd.testing.assert_frame_equal(whole, given)
+
+
+def test_every_session_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="whole number"):
+        EverySession(0, **FIT)
+    with pytest.raises(ValueError, match="fit_start_time"):
+        EverySession(5)
+    with pytest.raises(ValueError, match="evry"):
+        EverySession(5, **FIT, evry=2)
