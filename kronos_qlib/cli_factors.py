@@ -57,6 +57,9 @@ LabelHorizonOption = Annotated[
 InSampleOption = Annotated[
     bool, typer.Option("--allow-in-sample", help="Also rows that every checkpoint has seen, for a control.")
 ]
+LeaveOutOption = Annotated[
+    bool, typer.Option("--leave-out", help="Leave out rows that every checkpoint has seen, instead of an error.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 DtypeOption = Annotated[
     str, typer.Option(help="float32, or bfloat16: faster on most machines, other last digits, so another source.")
@@ -84,6 +87,7 @@ def build(
     fit_end: FitEndOption = None,
     label_horizon: LabelHorizonOption = None,
     allow_in_sample: InSampleOption = False,
+    leave_out: LeaveOutOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     every: EveryOption = 1,
@@ -106,7 +110,8 @@ def build(
     table = _table(
         store, checkpoint, universe, (start, end), lookback, (device, dtype),
         factors=_names(factors), embedding=tuple(embedding), horizon=horizon, n_paths=n_paths, seed=seed, block=block,
-        fit_end=fit_end, label_horizon=label_horizon, allow_in_sample=allow_in_sample, every=every,
+        fit_end=fit_end, label_horizon=label_horizon, allow_in_sample=allow_in_sample, leave_out=leave_out,
+        every=every,
     )  # fmt: skip
     if fields:
         table.refuse_mixed_embeddings()
@@ -140,6 +145,7 @@ def verify(
     fit_end: FitEndOption = None,
     label_horizon: LabelHorizonOption = None,
     allow_in_sample: InSampleOption = False,
+    leave_out: LeaveOutOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     every: EveryOption = 1,
@@ -157,7 +163,8 @@ def verify(
     table = _table(
         store, checkpoint, universe, (start, end), lookback, (device, dtype),
         factors=_names(factors), embedding=tuple(embedding), horizon=horizon, n_paths=n_paths, seed=seed, block=block,
-        fit_end=fit_end, label_horizon=label_horizon, allow_in_sample=allow_in_sample, every=every,
+        fit_end=fit_end, label_horizon=label_horizon, allow_in_sample=allow_in_sample, leave_out=leave_out,
+        every=every,
     )  # fmt: skip
     report = table.verify(ForecastStore(out), sample=sample, seed=sample_seed)
     typer.echo(str(report))

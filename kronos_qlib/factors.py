@@ -14,7 +14,15 @@ import pandas as pd
 
 from kronos_qlib.alpha.factors import FACTORS
 from kronos_qlib.dataset import KlineDataset
-from kronos_qlib.forecast.crossfit import LABEL_REACH, RowSpans, SeenBars, choose_weights, may_answer, row_spans
+from kronos_qlib.forecast.crossfit import (
+    LABEL_REACH,
+    LEFT_OUT,
+    RowSpans,
+    SeenBars,
+    choose_weights,
+    may_answer,
+    row_spans,
+)
 from kronos_qlib.forecast.cutoff import before_cutoff, card_date
 from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.forecast.sources import PathFactorSource, TokenFactorSource
@@ -55,6 +63,8 @@ class FactorSettings:
         None: 2, the reach of Qlib's default label.
     allow_in_sample : bool
         Give rows that every checkpoint has seen to the latest one, instead of an error.
+    leave_out : bool
+        Leave such rows out instead: they stay NaN.
     every : int
         Rows of every so many sessions of the store's calendar alone, counted from its first: for a first look. No
         value depends on it.
@@ -69,6 +79,7 @@ class FactorSettings:
     fit_end: Any = None
     label_horizon: int | None = None
     allow_in_sample: bool = False
+    leave_out: bool = False
     every: int = 1
 
     def __post_init__(self) -> None:
@@ -244,7 +255,16 @@ class FactorTable:
 
         spans = spans_of(self.rows)
         seen_bars = [SeenBars.from_card(forecaster.card, forecaster.fingerprint) for forecaster in forecasters]
-        choice = choose_weights(seen_bars, spans, fit_end=settings.fit_end, allow_in_sample=settings.allow_in_sample)
+        choice = choose_weights(
+            seen_bars, spans, fit_end=settings.fit_end, allow_in_sample=settings.allow_in_sample,
+            leave_out=settings.leave_out,
+        )  # fmt: skip
+        if (choice.chosen == LEFT_OUT).any():
+            days = spans.date[choice.chosen == LEFT_OUT]
+            logger.warning(
+                "%d of %d rows, dated %s to %s, are left out: every checkpoint has seen their window or label",
+                len(days), len(self.rows), days.min(), days.max(),
+            )  # fmt: skip
         if choice.in_sample.any():
             logger.warning("%d of %d rows are in-sample", int(choice.in_sample.sum()), len(self.rows))
         if not settings.allow_in_sample:
@@ -259,7 +279,7 @@ class FactorTable:
         rows = self.members["row"].to_numpy()[carried]
         days = self.members.index.get_level_values("datetime").to_numpy().astype("datetime64[ns]")[carried]
         given = chosen[np.searchsorted(self.rows, rows)]
-        for number in np.unique(given):
+        for number in np.unique(given[given != LEFT_OUT]):
             mine = given == number
             self.left_out[carried[mine]] = ~may_answer(seen_bars[number], spans_of(rows[mine], days[mine]), fit_end)
         if self.left_out.any():

@@ -217,7 +217,8 @@ def _leak_message(candidates: Sequence[SeenBars], spans: RowSpans, leaking: NDAr
     return (
         f"{int(leaking.sum())} of {len(leaking)} rows, dated {dates.min()} to {dates.max()}, would get factors from "
         f"weights that have seen their window or label (fit_end {fit_end}; weights and what trained them: {seen}). Add "
-        "weights trained without these years (cross-fitting), leave such rows out, or say allow_in_sample: true"
+        "weights trained without these years (cross-fitting), leave such rows out (--leave-out), or say "
+        "allow_in_sample: true (--allow-in-sample)"
     )
 
 
