@@ -142,6 +142,20 @@ def test_each_row_gets_weights_that_have_not_seen_it(places: Path, tmp_path: Pat
     assert table(places, "early", "late", fit_end="2020-12-31").fingerprints == table(places, "early").fingerprints
 
 
+def test_rows_that_all_weights_have_seen_are_left_out_where_asked(places: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--leave-out"):
+        table(places, "late", fit_end="2020-08-10")
+    factors = table(places, "early", "late", fit_end="2020-12-31", leave_out=True)
+    assert factors.fingerprints == table(places, "early").fingerprints  # early has seen none of these rows
+    thin = table(places, "late", fit_end="2020-08-10", leave_out=True)
+    store = ForecastStore(tmp_path / "factors")
+    thin.build(store, progress=False)
+    frame = thin.read(store, notes=True)
+    answered = frame[frame["weights"] != ""].index.get_level_values("datetime")
+    assert f"{answered.min():%Y-%m-%d}" == "2020-08-11"  # the cutoff is before fit_end, and so are the windows
+    assert frame.loc[:"2020-08-10", list(NAMES)].isna().all().all()
+
+
 def test_rows_are_purged_by_what_the_label_reaches(places: Path) -> None:
     """Weights that begin on 2020-06-15 have seen the label of 2020-06-10 when it reaches three sessions, not two."""
     write_tiny_checkpoint(places / "begun", 2, train_start="2020-06-15", cutoff="2020-12-31", **CARD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 
+import numpy as np
 import pytest
 
 from kronos_qlib import resources
@@ -11,7 +12,7 @@ from kronos_qlib.kronos import fingerprint, load_model, load_tokenizer
 from kronos_qlib.kronos.export import export_published
 from kronos_qlib.training.card import CheckpointCard, read_card
 
-TRAINED = ["ashare"]
+TRAINED = ["ashare", "ashare_2000_2010", "ashare_2011_2014"]
 MEGABYTE = 1_000_000
 
 
@@ -41,6 +42,19 @@ def test_the_csi300_weights_end_before_valid_begins() -> None:
     assert (card.train_start, card.cutoff) == (datetime.date(2000, 1, 1), datetime.date(2014, 12, 31))
     assert (card.valid_start, card.valid_end) == (datetime.date(2015, 1, 1), datetime.date(2016, 12, 31))
     assert card.lookback == 90
+
+
+def test_the_two_halves_share_no_bar_and_leave_room_for_a_window() -> None:
+    early, late = read_card("bundled:ashare_2000_2010"), read_card("bundled:ashare_2011_2014")
+    assert isinstance(early, CheckpointCard)
+    assert isinstance(late, CheckpointCard)
+    assert (late.train_start, late.cutoff) == (datetime.date(2011, 1, 1), datetime.date(2014, 12, 31))
+    # a window of 90 bars and what follows fit between them, so that the early half answers from 2011 on
+    sessions = np.busday_count(early.cutoff, late.train_start)
+    assert early.lookback + early.horizon <= sessions
+    whole = read_card("bundled:ashare")
+    assert isinstance(whole, CheckpointCard)
+    assert early.configuration.model == late.configuration.model == whole.configuration.model
 
 
 def test_a_variant_of_ours_is_not_exported_as_the_published_format(tmp_path_factory: pytest.TempPathFactory) -> None:
