@@ -20,6 +20,7 @@ from kronos_qlib.market.windows import WindowPolicy
 from kronos_qlib.model_head import SIGNAL as HEAD_SIGNAL
 from kronos_qlib.model_head import check_head, check_windows, fit_head, keep_head, open_head
 from kronos_qlib.model_marks import last_day, mark_cutoff, record_rows, warn_of_cutoff
+from kronos_qlib.model_pit import PIT_ARTIFACT, PathOutcomes
 from kronos_qlib.model_settings import (
     check_context,
     kline_dataset,
@@ -29,7 +30,7 @@ from kronos_qlib.model_settings import (
     whole_number,
 )
 from kronos_qlib.model_training import ModelTraining, check_training, train_on
-from kronos_qlib.record import active_recorder, log_parameters, save_json
+from kronos_qlib.record import active_recorder, log_parameters, save_frame, save_json
 from kronos_qlib.training.alpha_files import TrainedHead
 from kronos_qlib.training.alpha_head import HeadTraining
 
@@ -256,7 +257,8 @@ class KronosModel(ModelFT):
         Rows dated on or before the cutoff of the checkpoint's card are marked in :attr:`before_cutoff` and warned of
         once. The tokens of at most 2,000 of the windows are compared with the card's (:attr:`token_drift`): a market
         that has drifted away from what the weights know is warned of. With a recorder active all three are saved:
-        ``score_age.parquet``, ``before_cutoff.parquet`` and ``token_drift.json``.
+        ``score_age.parquet``, ``before_cutoff.parquet`` and ``token_drift.json``; so is ``path_pit.parquet``: where
+        the closes that came fell among the paths, for the report. No score depends on these closes.
         """
         dataset = kline_dataset(dataset)
         rows = dataset.rows(segment)
@@ -264,16 +266,21 @@ class KronosModel(ModelFT):
         unique, inverse = np.unique(rows["row"].to_numpy(), return_inverse=True)
         scores = np.full(len(unique), np.nan)
         windows = unique >= 0
-        scores[windows] = self._score_rows(dataset, unique[windows])
+        recorder = active_recorder()
+        outcomes = None
+        if recorder is not None and self.signal != HEAD_SIGNAL:
+            outcomes = PathOutcomes(dataset.panel, unique[windows], self.horizon)
+        scores[windows] = self._score_rows(dataset, unique[windows], outcomes)
         self._score_age = rows[["age"]]
         self._token_drift = measure_drift(
             self.forecaster.card, self.forecaster.tokenizer, dataset.panel, unique[windows], self._policy(dataset),
             logger=logger,
         )  # fmt: skip
-        recorder = active_recorder()
         if recorder is not None:
             dates = {key: self._last_day(key) for key in ("cutoff", "valid_end")}
             record_rows(recorder, self._score_age, self._before_cutoff, dates, self._token_drift)
+            if outcomes is not None:
+                save_frame(recorder, PIT_ARTIFACT, outcomes.frame())
         return pd.Series(scores[inverse], index=rows.index, name="score")
 
     @property
@@ -291,7 +298,9 @@ class KronosModel(ModelFT):
         """Of the last predict: tokens against the card's; None: the card has no histograms, or no row a window."""
         return self._token_drift
 
-    def _score_rows(self, dataset: KlineDataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    def _score_rows(
+        self, dataset: KlineDataset, rows: npt.NDArray[np.int64], outcomes: PathOutcomes | None
+    ) -> npt.NDArray[np.float64]:
         if self.signal == HEAD_SIGNAL:
             check_windows(self.head, self._policy(dataset), self.forecaster.max_context)
             own = self.forecaster
@@ -303,6 +312,8 @@ class KronosModel(ModelFT):
         )  # fmt: skip
         for positions, paths in batches:
             scores[positions] = compute_signal(self.signal, paths, horizon=self.horizon, **self.signal_kwargs)
+            if outcomes is not None:
+                outcomes.add(positions, paths)
         return scores
 
     def _policy(self, dataset: KlineDataset) -> WindowPolicy:

@@ -27,6 +27,7 @@ QLIB_SIDE = {
     "model",
     "model_head",
     "model_marks",
+    "model_pit",
     "model_settings",
     "model_training",
     "handler",
