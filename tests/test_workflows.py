@@ -50,6 +50,8 @@ CSI300 = [
     "lightgbm_alpha158_kronos_csi300",
     "lightgbm_kronos_csi300",
     "rolling_lightgbm_alpha158_csi300",
+    "rolling_lightgbm_alpha158_kronos_csi300",
+    "rolling_lightgbm_kronos_csi300",
 ]
 
 
