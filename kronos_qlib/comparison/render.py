@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from kronos_qlib.comparison.methods import Method
 from kronos_qlib.comparison.rows import Row, read_rows
@@ -16,9 +17,14 @@ START, END = "<!-- alpha-table:start -->", "<!-- alpha-table:end -->"
 TITLES = {"baseline": "Qlib's learners", "kronos": "Kronos", "reference": "Simple rules", "control": "Controls"}
 ORDER = ("kronos", "baseline", "reference", "control")
 HEAD = (
-    "| method | Rank IC (t) | IC | Rank ICIR | net excess return a year | IR | max drawdown | turnover a day | seeds |",
+    "| method | Rank IC [95 %] | IC | Rank ICIR | net excess a year | IR | max drawdown | turnover a day | seeds |",
     "|---|---|---|---|---|---|---|---|---|",
 )
+PAIRS_HEAD = (
+    "| difference | Rank IC [95 %] | adjusted p | net excess return a year [95 %] | adjusted p |",
+    "|---|---|---|---|---|",
+)
+NORMAL_95 = 1.96
 NAMES = {"valid": "valid, 2015–2016", "test": "test, 2017–2020"}
 
 
@@ -37,7 +43,7 @@ def render(results: Path, readme: Path, methods: Mapping[str, Method]) -> list[P
     if not rows:
         raise ValueError(f"{results / 'alpha.csv'} has no rows; run methods first")
     text = readme.read_text(encoding="utf-8")
-    readme.write_text(replace_table(text, table_text(rows, methods), readme), encoding="utf-8")
+    readme.write_text(replace_table(text, table_text(rows, methods, read_pairs(results)), readme), encoding="utf-8")
     written = [readme]
     for segment in dict.fromkeys(row.segment for row in rows):
         path = results / "figures" / f"alpha_{segment}.png"
@@ -60,14 +66,59 @@ def table_in(text: str) -> str:
     return found.group(1) if found else ""
 
 
-def table_text(rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
-    """Markdown of all segments, test first; a method with seeds has the mean and standard deviation over them."""
+def read_pairs(results: Path) -> dict[str, pd.DataFrame]:
+    """Tables of ``comparisons_<segment>.csv``, by segment, as far as there are any."""
+    found = {segment: results / f"comparisons_{segment}.csv" for segment in NAMES}
+    return {segment: pd.read_csv(path) for segment, path in found.items() if path.is_file()}
+
+
+def table_text(
+    rows: Sequence[Row], methods: Mapping[str, Method], pairs: Mapping[str, pd.DataFrame] | None = None
+) -> str:
+    """Markdown of all segments, test first: methods with Newey–West intervals, then the named pairs' differences.
+
+    A method with seeds has the mean over them; ``±`` in the column of seeds is the standard deviation of Rank IC.
+    """
     parts = []
     for segment in ("test", "valid"):
         mine = [row for row in rows if row.segment == segment]
         if mine:
             parts.append(_segment_text(mine, methods, segment))
+        if mine and pairs and segment in pairs:
+            parts.append(_pairs_text(pairs[segment], methods))
     return "\n\n".join(parts)
+
+
+def _pairs_text(pairs: pd.DataFrame, methods: Mapping[str, Method]) -> str:
+    """Differences of the named methods to all others, by paired block bootstrap; the strongest rivals first."""
+    tried = int(pairs["variants_tried"].iloc[0])
+    lines = [
+        "Paired differences on common rows, by stationary block bootstrap; p adjusted by Romano–Wolf for all pairs "
+        f"and {tried} variants tried on valid.",
+        "",
+        *PAIRS_HEAD,
+    ]
+    table = pairs.set_index(["method", "rival", "measure"])
+    order = pairs[pairs["measure"] == "rank_ic"].sort_values(["method", "difference"])
+    for method, rival in order[["method", "rival"]].itertuples(index=False):
+        cells = [f"{_plain(method, methods)} − {_plain(rival, methods)}"]
+        for measure in ("rank_ic", "net"):
+            if (method, rival, measure) not in table.index:
+                cells += ["–", "–"]
+                continue
+            row = table.loc[(method, rival, measure)]
+            value, low, high = (_figure(float(row[name]), measure) for name in ("difference", "lower", "upper"))
+            cells += [f"{value} [{low}, {high}]", _number(float(row["adjusted_p_value"]), 3)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _figure(value: float, measure: str) -> str:
+    return _percent([value]) if measure == "net" else _number(value, 4)
+
+
+def _plain(name: str, methods: Mapping[str, Method]) -> str:
+    return methods[name].title if name in methods else name
 
 
 def _segment_text(rows: Sequence[Row], methods: Mapping[str, Method], segment: str) -> str:
@@ -88,11 +139,13 @@ def _segment_text(rows: Sequence[Row], methods: Mapping[str, Method], segment: s
 
 
 def _line(title: str, rows: Sequence[Row]) -> str:
-    rank_ic = f"{_spread([row.rank_ic for row in rows], 4)} ({_mean([row.rank_ic_t for row in rows]):.1f})"
+    mean, error = _mean([row.rank_ic for row in rows]), NORMAL_95 * _error(rows)
+    interval = f"{_number(mean, 4)} [{_number(mean - error, 4)}, {_number(mean + error, 4)}]"
     cells = [
-        title, rank_ic, _number(_mean([row.ic for row in rows]), 4), _number(_mean([row.rank_icir for row in rows]), 3),
+        title, interval,
+        _number(_mean([row.ic for row in rows]), 4), _number(_mean([row.rank_icir for row in rows]), 3),
         _percent([row.net_excess_return for row in rows]), _number(_mean([row.information_ratio for row in rows]), 2),
-        _percent([row.max_drawdown for row in rows]), _percent([row.turnover for row in rows]), str(len(rows)),
+        _percent([row.max_drawdown for row in rows]), _percent([row.turnover for row in rows]), _seeds(rows),
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
@@ -129,9 +182,15 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    text = _number(_mean(values), digits)
-    return text if len(values) < 2 else f"{text} ± {_number(float(np.std(values, ddof=1)), digits)}"
+def _error(rows: Sequence[Row]) -> float:
+    """Newey–West standard error of the mean Rank IC, averaged over seeds."""
+    return _mean([abs(row.rank_ic / row.rank_ic_t) for row in rows])
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """How many seeds, and the standard deviation of Rank IC over them."""
+    spread = f" (± {_number(float(np.std([row.rank_ic for row in rows], ddof=1)), 4)})" if len(rows) > 1 else ""
+    return f"{len(rows)}{spread}"
 
 
 def _number(value: float, digits: int) -> str:
@@ -159,7 +218,7 @@ def draw(path: Path, rows: Sequence[Row], methods: Mapping[str, Method], segment
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.3 * len(groups)), layout="constrained")
     for height, (_, group) in enumerate(groups):
         mean = _mean([row.rank_ic for row in group])
-        error = 1.96 * _mean([abs(row.rank_ic / row.rank_ic_t) for row in group])
+        error = NORMAL_95 * _error(group)
         axes.errorbar(mean, height, xerr=error, fmt="o", color=colours[group[0].family], capsize=3)
     axes.set_yticks(range(len(groups)), [_title(name, group, methods) for name, group in groups])
     axes.axvline(0.0, color="black", linewidth=0.8)

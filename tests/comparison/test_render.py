@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from table_rows import NOT_RUN, ROW
 
 from kronos_qlib.comparison.methods import Method, read_methods
-from kronos_qlib.comparison.render import END, START, render, replace_table, table_in, table_text
+from kronos_qlib.comparison.render import END, START, read_pairs, render, replace_table, table_in, table_text
 from kronos_qlib.comparison.rows import read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,13 +20,25 @@ METHODS = {"linear": Method("linear", "Linear, Alpha158", "baseline", "column", 
 
 def test_a_line_by_hand() -> None:
     text = table_text([ROW], METHODS)
-    assert "| Linear, Alpha158 | .0500 (4.5) | .0400 | .350 | 7.0 % | 1.00 | -10.0 % | 19.0 % | 1 |" in text
+    assert "| Linear, Alpha158 | .0500 [.0282, .0718] | .0400 | .350 | 7.0 % | 1.00 | -10.0 % | 19.0 % | 1 |" in text
 
 
 def test_seeds_are_one_line_with_their_spread() -> None:
     text = table_text([ROW, replace(ROW, seed=1, rank_ic=0.07)], METHODS)
-    assert "| .0600 ± .0141 (4.5) |" in text
+    assert "| 2 (± .0141) |" in text
     assert text.count("Linear, Alpha158") == 1
+
+
+def test_named_pairs_stand_below_their_segment(tmp_path: Path) -> None:
+    pair = {"variants_tried": 20, "measure": "rank_ic", "method": "best", "rival": "linear", "difference": 0.004,
+            "lower": -0.001, "upper": 0.009, "p_value": 0.1, "adjusted_p_value": 0.4, "block_length": 2.0,
+            "n_days": 488}  # fmt: skip
+    net = pair | {"measure": "net", "difference": 0.021, "lower": -0.01, "upper": 0.05, "adjusted_p_value": 1.0}
+    pd.DataFrame([pair, net]).to_csv(tmp_path / "comparisons_valid.csv", index=False)
+    text = table_text([ROW], METHODS, read_pairs(tmp_path))
+    assert "| best − Linear, Alpha158 | .0040 [-.0010, .0090] | .400 | 2.1 % [-1.0 %, 5.0 %] | 1.000 |" in text
+    assert "20 variants tried" in text
+    assert "Paired" not in table_text([ROW], METHODS)
 
 
 def test_flags_and_what_was_not_run_are_said() -> None:
@@ -82,4 +95,4 @@ def test_the_committed_rows_can_be_and_say_what_made_them() -> None:
 @pytest.mark.skipif(START not in (ROOT / "README.md").read_text(encoding="utf-8"), reason="the README has no table yet")
 def test_the_readme_and_the_rows_agree() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert table_in(readme) == table_text(read_rows(RESULTS), read_methods())
+    assert table_in(readme) == table_text(read_rows(RESULTS), read_methods(), read_pairs(RESULTS.parent))
