@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,17 @@ def test_random_weights_keep_the_tokenizer_and_change_the_model(config: ExamineC
     assert drawn.fingerprint.split("-")[1] == trained.fingerprint.split("-")[1]
     assert drawn.fingerprint.split("-")[0] != trained.fingerprint.split("-")[0]
     assert drawn.lookback == LOOKBACK
+
+
+def test_the_pull_to_the_mean_and_the_width_of_cones_are_measured(config: ExamineConfig) -> None:
+    """Traps 16 and 19: what knows nothing pulls to the window's mean, and says so; so does how much its cones hold."""
+    source = CheckpointSource(config.source.model, device="cpu", random_seed=0)
+    random = examine(replace(config, source=source), progress=False)
+    assert random["correlation_with_mean_reversion"]["expected_return"] > 0.5
+    for step in random["calibration"]:
+        assert 0 <= step["cover_90"] <= 1
+    # a frequency among four paths is no probability: what a calibrated four would cover stands beside it
+    assert random["calibrated_coverage"]["90"] < 0.9
 
 
 def test_the_report_is_json(found: dict[str, Any]) -> None:
