@@ -16,6 +16,7 @@ from qlib.contrib.strategy import TopkDropoutStrategy
 from qlib.data import D
 
 from kronos_qlib.evaluation.breakdown import YEAR
+from kronos_qlib.evaluation.drawdown import max_drawdown
 from kronos_qlib.evaluation.ic import newey_west_lags, newey_west_t
 from kronos_qlib.resources import workflow_path
 
@@ -118,7 +119,7 @@ def backtest_figures(report: pd.DataFrame) -> dict[str, float]:
         "net_excess_return": float(risk["annualized_return"]),
         "net_excess_error": abs(mean / t) * YEAR if t else float("nan"),
         "information_ratio": float(risk["information_ratio"]),
-        "max_drawdown": float(risk["max_drawdown"]),
+        "max_drawdown": max_drawdown(net),
         "turnover": float(report["turnover"].mean()),
         "cost": float(report["cost"].mean()) * YEAR,
         "days": len(report),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from kronos_qlib.evaluation.drawdown import max_drawdown
 from kronos_qlib.evaluation.ic import MIN_NAMES, daily_ic, daily_rank_ic, ic_summary
 from kronos_qlib.evaluation.series import check_series
 
@@ -28,8 +29,8 @@ def cost_sensitivity(
     Returns
     -------
     DataFrame, index ``basis_points``: ``net_excess_return`` a year (sum of days, not compounded),
-    ``information_ratio`` a year (NaN without spread), ``max_drawdown`` of the running sum (0 or below), ``cost`` a
-    year. What is held does not change with the cost.
+    ``information_ratio`` a year (NaN without spread), ``max_drawdown`` (:mod:`kronos_qlib.evaluation.drawdown`),
+    ``cost`` a year. What is held does not change with the cost.
 
     Raises
     ------
@@ -50,7 +51,7 @@ def cost_sensitivity(
         rows.append((
             net.mean() * days_a_year,
             net.mean() / spread * np.sqrt(days_a_year) if spread > 0 else np.nan,
-            _drawdown(net),
+            max_drawdown(pd.Series(net)),
             cost.mean() * days_a_year,
         ))  # fmt: skip
     names = ["net_excess_return", "information_ratio", "max_drawdown", "cost"]
@@ -123,9 +124,3 @@ def by_group(
             "n_days": rank_ic.n_days,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group")
-
-
-def _drawdown(returns: np.ndarray) -> float:
-    """Deepest fall of the running sum below its highest point so far (the first day included), 0 or below."""
-    total = np.cumsum(returns)
-    return float((total - np.maximum.accumulate(total)).min())

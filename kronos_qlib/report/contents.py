@@ -11,6 +11,7 @@ from scipy import stats
 from kronos_qlib.evaluation.bootstrap import SEED
 from kronos_qlib.evaluation.breakdown import YEAR
 from kronos_qlib.evaluation.controls import shuffle_within_date
+from kronos_qlib.evaluation.drawdown import max_drawdown
 from kronos_qlib.evaluation.ic import daily_ic, daily_rank_ic, ic_summary
 from kronos_qlib.evaluation.turnover import rank_autocorrelation
 
@@ -57,12 +58,6 @@ def net_excess(backtest: pd.DataFrame) -> pd.Series:
     return (backtest["return"] - backtest["bench"] - backtest["cost"]).rename("net_excess")
 
 
-def drawdown(returns: pd.Series) -> pd.Series:
-    """Running sum below its highest value so far (0 before the first day): at most 0, in the unit of the returns."""
-    total = returns.fillna(0.0).cumsum()
-    return (total - total.cummax().clip(lower=0.0)).rename("drawdown")
-
-
 def headline(inputs: ReportInputs) -> pd.DataFrame:
     """The few figures to look at first.
 
@@ -85,7 +80,7 @@ def headline(inputs: ReportInputs) -> pd.DataFrame:
         spread = net.std(ddof=1)
         ratio = net.mean() / spread * YEAR**0.5 if spread > 0 else float("nan")
         rows["Information ratio after cost"] = _plain(ratio, "ratio")
-        rows["Deepest drawdown"] = _plain(drawdown(net).min(), "percent")
+        rows["Deepest drawdown"] = _plain(max_drawdown(net), "percent")
         rows["Cost a year"] = _plain(inputs.backtest["cost"].mean() * YEAR, "percent")
         rows["Turnover a day"] = _plain(inputs.backtest["turnover"].mean(), "percent")
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "t", "unit"])

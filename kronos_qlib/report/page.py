@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kronos_qlib.evaluation.breakdown import YEAR
+from kronos_qlib.evaluation.drawdown import drawdown
 from kronos_qlib.evaluation.ic import daily_rank_ic
 from kronos_qlib.evaluation.probability import pit_histogram
 from kronos_qlib.report import contents, figures
@@ -106,7 +107,7 @@ def _performance(inputs: ReportInputs) -> Iterator[str]:
     gross = inputs.backtest["return"] - inputs.backtest["bench"]
     yield _picture(figures.draw_cumulative(net, gross), "Running sum of daily excess returns, after and before cost")
     yield _h("Drawdown")
-    yield _picture(figures.draw_drawdown(contents.drawdown(net)), "Net excess return below its highest value so far")
+    yield _picture(figures.draw_drawdown(drawdown(net)), "Net excess return below its highest value so far")
 
 
 def _signal(inputs: ReportInputs, daily: pd.Series) -> Iterator[str]:

@@ -25,11 +25,6 @@ def test_net_excess_takes_benchmark_and_cost_off() -> None:
     assert contents.net_excess(backtest).tolist() == pytest.approx([0.019, -0.02])
 
 
-def test_drawdown_counts_from_the_start() -> None:
-    given = pd.Series([-0.02, 0.05, -0.01, -0.03], DAYS)
-    assert contents.drawdown(given).tolist() == pytest.approx([-0.02, 0.0, -0.01, -0.04])
-
-
 def test_quantile_returns_by_hand() -> None:
     """Two groups of two; day 1: (1 % + 3 %) / 2 - 4 % = -2 %, and the other half; day 2 the other way round."""
     score = series([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])
