@@ -20,7 +20,9 @@ def benchmark(
     store: Path | None = typer.Option(None, envvar="KRONOS_STORE", help="Folder of a Qlib store with a fingerprint."),
     results: Path = typer.Option(Path("benchmarks/results"), help="Folder of the CSV files."),
     state: Path = typer.Option(
-        Path("output/benchmark"), envvar="KRONOS_BENCHMARK_STATE", help="Folder of scores and fits, outside git."
+        Path("output/benchmark"),
+        envvar="KRONOS_BENCHMARK_STATE",
+        help="Folder of scores and fits, outside git; fits are pickles, so a folder that you alone can write.",
     ),
     segment: str = typer.Option("valid", help="valid or test; test needs the method's row on valid first."),
     methods: str = typer.Option("", help="Names, separated by commas; all without any."),

@@ -15,7 +15,10 @@ SCORES, DAILY, TASK, RAW, FIT = "scores.parquet", "daily.parquet", "task.json", 
 
 
 class State:
-    """A folder: ``runs/<task key>/`` with scores and daily series, ``fits/<fit key>/`` with fitted models."""
+    """A folder: ``runs/<task key>/`` with scores and daily series, ``fits/<fit key>/`` with fitted models.
+
+    The models are pickles, which a later run loads: take somebody else's folder to compare only, and without ``fits``.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser()

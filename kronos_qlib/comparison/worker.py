@@ -1,4 +1,10 @@
-"""One Qlib method, fitted and asked for scores, in a process of its own: memory goes back, and budgets can be kept."""
+"""One Qlib method, fitted and asked for scores, in a process of its own: memory goes back, and budgets can be kept.
+
+A fit is kept as a pickle, the only form that all of Qlib's models have, in the state folder, and unpickled from there:
+valid and test share one fit, and test may not be scored when valid is, so keeping predictions alone would not do. Who
+can write into that folder (``--state``, ``KRONOS_BENCHMARK_STATE``) can run code as you: it must be yours alone.
+Nothing else is unpickled; figures, comparisons and the README's table are read from parquet, CSV and JSON.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +45,8 @@ def run_method(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: P
 
     Parameters
     ----------
-    task : of kind ``qlib``. given : values of its placeholders. fit_folder : a fitted model is kept in and taken from.
-    folder : scratch.
+    task : of kind ``qlib``. given : values of its placeholders. fit_folder : a fitted model is kept in and taken from,
+        as a pickle: of yours alone. folder : scratch.
 
     Raises
     ------
