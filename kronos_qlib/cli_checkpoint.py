@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 def export(
     checkpoint: str = typer.Argument(..., help="Folder with model/ and tokenizer/, or bundled:NAME."),
-    out: Path = typer.Option(..., help="Folder to write; gets model/ and tokenizer/."),
+    out: Path = typer.Option(..., help="Folder to write; gets model/, tokenizer/ and card.json."),
 ) -> None:
     """Write a checkpoint so that the original Kronos loads it: config.json and model.safetensors, float32.
 
+    Its card goes beside them, so that what the weights have seen is known wherever they are taken.
     A variant that only this package computes (another rotary rule in the dependency layer) is refused.
 
     \b
@@ -27,8 +28,11 @@ def export(
     """
     from kronos_qlib.kronos.export import export_published
 
-    for name, folder in export_published(checkpoint, check_output_folder(out)).items():
-        typer.echo(f"Wrote the {name} to {folder}")
+    written = export_published(checkpoint, check_output_folder(out))
+    for name, place in written.items():
+        typer.echo(f"Wrote the {name} to {place}")
+    if "card" not in written:
+        typer.echo(f"{checkpoint} has no card, so none was written: nothing says which bars these weights have seen")
 
 
 def tokenizer_report(

@@ -64,12 +64,14 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
 
 def load_card(folder_or_hub_id: str | Path, revision: str | None = None) -> dict[str, Any]:
     """The checkpoint's card (``card.json``: lookback, cutoff, …), ``{}`` where it has none."""
-    folder = local_folder(folder_or_hub_id) or _download(str(folder_or_hub_id), revision)
-    for place in (folder, folder.parent):
-        path = place / CARD_FILE
-        if path.is_file():
-            return _read_json(path)
-    return {}
+    path = card_path(local_folder(folder_or_hub_id) or _download(str(folder_or_hub_id), revision))
+    return {} if path is None else _read_json(path)
+
+
+def card_path(folder: Path) -> Path | None:
+    """The card of a checkpoint's folder, or of the folder of one of its networks; None where there is none."""
+    found = [place / CARD_FILE for place in (folder, folder.parent) if (place / CARD_FILE).is_file()]
+    return found[0] if found else None
 
 
 def save_model(model: Kronos, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:

@@ -9,8 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_network import tiny_networks
+from typer.testing import CliRunner
 
-from kronos_qlib.kronos import CheckpointError, fingerprint, load_model, load_tokenizer, save_model, save_tokenizer
+from kronos_qlib.cli import app
+from kronos_qlib.kronos import (
+    CheckpointError,
+    fingerprint,
+    load_card,
+    load_model,
+    load_tokenizer,
+    save_model,
+    save_tokenizer,
+)
 from kronos_qlib.kronos.export import export_published
 
 # The arguments of the original's constructors, from its published config.json files.
@@ -65,3 +75,37 @@ def test_the_checkpoint_itself_is_no_place_to_export_to(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="export to another folder"):
         export_published(source, source)
     assert (source / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_the_card_goes_with_the_weights(tmp_path: Path) -> None:
+    source = write(tmp_path / "ours", dtype=torch.bfloat16)
+    found = {"model": fingerprint(load_model(source)), "tokenizer": fingerprint(load_tokenizer(source))}
+    text = json.dumps({"name": "tiny", "cutoff": "2014-12-31", "fingerprint": found}, indent=3)
+    (source / "card.json").write_text(text, encoding="utf-8")
+    written = export_published(source, tmp_path / "published")
+    assert written["card"] == tmp_path / "published" / "card.json"
+    assert written["card"].read_text(encoding="utf-8") == text
+    for place in ("", "model", "tokenizer"):  # the original reads one of the two, ours any of the three
+        assert load_card(tmp_path / "published" / place)["cutoff"] == "2014-12-31"
+    # the original hands every key of config.json to its constructor, so nothing of the card may be in there
+    assert set(json.loads((written["model"] / "config.json").read_text())) == MODEL_KEYS
+
+
+def test_a_card_of_other_weights_is_not_taken_along(tmp_path: Path) -> None:
+    source = write(tmp_path / "ours")
+    (source / "card.json").write_text(json.dumps({"fingerprint": {"model": "0" * 16, "tokenizer": "1" * 16}}))
+    with pytest.raises(CheckpointError, match="card of other weights"):
+        export_published(source, tmp_path / "published")
+    assert not (tmp_path / "published").exists()
+
+
+def test_without_a_card_none_is_left_of_an_earlier_export(tmp_path: Path) -> None:
+    source = write(tmp_path / "ours")
+    (source / "card.json").write_text("{}")  # of an older make: it names no fingerprint
+    assert "card" in export_published(source, tmp_path / "published")
+    (source / "card.json").unlink()
+    assert set(export_published(source, tmp_path / "published")) == {"model", "tokenizer"}
+    assert not (tmp_path / "published" / "card.json").exists()
+    result = CliRunner().invoke(app, ["export", str(source), "--out", str(tmp_path / "published")])
+    assert result.exit_code == 0, result.output
+    assert "has no card, so none was written" in result.output
