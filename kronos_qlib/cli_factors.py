@@ -55,7 +55,8 @@ LabelHorizonOption = Annotated[
     int | None, typer.Option(min=1, help="With --fit-end: bars its label reaches ahead, if more than --horizon.")
 ]
 InSampleOption = Annotated[
-    bool, typer.Option("--allow-in-sample", help="Also rows that every checkpoint has seen, for a control.")
+    bool,
+    typer.Option("--allow-in-sample", help="Also rows that every checkpoint has seen (as fields, too), for a control."),
 ]
 LeaveOutOption = Annotated[
     bool, typer.Option("--leave-out", help="Leave out rows that every checkpoint has seen, instead of an error.")
@@ -92,7 +93,9 @@ def build(
     dtype: DtypeOption = "float32",
     every: EveryOption = 1,
     jobs: int = typer.Option(1, min=1, help="Processes; the values do not depend on it."),
-    fields: bool = typer.Option(False, "--fields", help="Write them into the Qlib store too, as $kronos_<name>."),
+    fields: bool = typer.Option(
+        False, "--fields", help="Write them into the Qlib store too, as $kronos_<name>; unseen rows only."
+    ),
 ) -> None:
     """Compute the factors that are missing or rest on changed bars; a killed run goes on where it was.
 
@@ -115,6 +118,8 @@ def build(
     )  # fmt: skip
     if fields:
         table.refuse_mixed_embeddings()
+        if not allow_in_sample:
+            table.refuse_in_sample()
     table.note_cards(target)
     for group in table.groups:
         plans = target.plan(group, table.panel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,17 +14,9 @@ import pandas as pd
 
 from kronos_qlib.alpha.factors import FACTORS
 from kronos_qlib.dataset import KlineDataset
-from kronos_qlib.forecast.crossfit import (
-    LABEL_REACH,
-    LEFT_OUT,
-    RowSpans,
-    SeenBars,
-    choose_weights,
-    may_answer,
-    row_spans,
-)
-from kronos_qlib.forecast.cutoff import before_cutoff, card_date
+from kronos_qlib.forecast.crossfit import LABEL_REACH
 from kronos_qlib.forecast.forecaster import KronosForecaster
+from kronos_qlib.forecast.row_weights import RowWeights, WeightRules, weigh_rows
 from kronos_qlib.forecast.sources import PathFactorSource, TokenFactorSource
 from kronos_qlib.forecast.store import BuildReport, ForecastStore, Task
 from kronos_qlib.forecast.store_cards import save_card
@@ -131,11 +123,10 @@ class FactorTable:
         if not len(self.rows):
             raise ValueError(f"no member row of {segment} has a window; check the dates and the store's history")
         self.calendar = dataset.handler.trading_calendar
-        self.left_out = np.zeros(len(self.members), dtype=bool)
-        chosen = self._choose(dataset, forecasters, settings)
+        self.weights = self._choose(dataset, forecasters, settings)
         self.groups: list[list[Task]] = [[], []]
         for number, forecaster in enumerate(forecasters):
-            rows = self.rows[chosen == number]
+            rows = self.rows[self.weights.chosen == number]
             if len(rows):
                 for group, source in zip(self.groups, self._sources(dataset, forecaster, settings), strict=True):
                     group += [] if source is None else [(source, rows)]
@@ -163,6 +154,10 @@ class FactorTable:
                     "would tell them apart: leave --embedding out, give one checkpoint, or read them through "
                     "KronosFactorLoader with align: procrustes"
                 )
+
+    def refuse_in_sample(self) -> None:
+        """Raise ``ValueError`` where weights have seen their rows: fields cannot tell these from others."""
+        self.weights.refuse_in_sample(pd.DatetimeIndex(self.panel.timestamps[self.rows]))
 
     def build(self, store: ForecastStore, *, jobs: int = 1, progress: bool = True) -> list[BuildReport]:
         """Compute what the store does not have; one report for the path factors, one for the token factors.
@@ -216,7 +211,7 @@ class FactorTable:
                 if names:
                     values[np.ix_(place, where)] = self._stored(store, source, rows, names)
         row = self.members["row"].to_numpy()
-        there = (row >= 0) & ~self.left_out
+        there = (row >= 0) & ~self.weights.left_out
         at = np.where(there, np.searchsorted(self.rows, row), len(self.rows))
         frame = pd.DataFrame(values[at], index=self.members.index, columns=wanted)
         return frame.assign(weights=weights[at], age=self.members["age"]) if notes else frame
@@ -232,58 +227,17 @@ class FactorTable:
             )
         return found.to_numpy(dtype=np.float32)[place]
 
-    def _choose(self, dataset: KlineDataset, forecasters: Sequence[KronosForecaster], settings: FactorSettings) -> Rows:
-        """Return the number of the forecaster that each row is given to."""
-        if len(forecasters) == 1 and settings.fit_end is None:
-            cutoff = card_date(forecasters[0].card, "cutoff")
-            times = self.panel.timestamps[self.rows]
-            seen = 0 if cutoff is None else int(before_cutoff(times, cutoff).sum())
-            if seen:
-                logger.warning(
-                    "%d of %d rows are dated up to the checkpoint's cutoff %s: their factors are in-sample, and a "
-                    "learner fitted on them learns from what the weights remember",
-                    seen, len(times), cutoff.date() if cutoff is not None else None,
-                )  # fmt: skip
-            return np.zeros(len(self.rows), dtype=np.int64)
-        policy = dataset.window_policy(max(forecaster.lookback for forecaster in forecasters))
-        purged = max(settings.horizon, settings.label_horizon or LABEL_REACH)
-
-        def spans_of(rows: Rows, used: npt.NDArray[np.datetime64] | None = None) -> RowSpans:
-            return row_spans(
-                self.panel, rows, policy=policy, horizon=purged, calendar=self.calendar, block=settings.block, used=used
-            )
-
-        spans = spans_of(self.rows)
-        seen_bars = [SeenBars.from_card(forecaster.card, forecaster.fingerprint) for forecaster in forecasters]
-        choice = choose_weights(
-            seen_bars, spans, fit_end=settings.fit_end, allow_in_sample=settings.allow_in_sample,
-            leave_out=settings.leave_out,
+    def _choose(
+        self, dataset: KlineDataset, forecasters: Sequence[KronosForecaster], settings: FactorSettings
+    ) -> RowWeights:
+        rules = WeightRules(
+            settings.fit_end, max(settings.horizon, settings.label_horizon or LABEL_REACH), settings.block,
+            settings.allow_in_sample, settings.leave_out,
         )  # fmt: skip
-        if (choice.chosen == LEFT_OUT).any():
-            days = spans.date[choice.chosen == LEFT_OUT]
-            logger.warning(
-                "%d of %d rows, dated %s to %s, are left out: every checkpoint has seen their window or label",
-                len(days), len(self.rows), days.min(), days.max(),
-            )  # fmt: skip
-        if choice.in_sample.any():
-            logger.warning("%d of %d rows are in-sample", int(choice.in_sample.sum()), len(self.rows))
-        if not settings.allow_in_sample:
-            self._leave_out_carried(choice.chosen, seen_bars, spans_of, settings.fit_end)
-        return choice.chosen
-
-    def _leave_out_carried(
-        self, chosen: Rows, seen_bars: Sequence[SeenBars], spans_of: Callable[..., RowSpans], fit_end: Any
-    ) -> None:
-        """Mark the member rows that carry a bar on to a day whose label its weights have seen."""
-        carried = np.flatnonzero((self.members["age"] > 0).to_numpy())
-        rows = self.members["row"].to_numpy()[carried]
-        days = self.members.index.get_level_values("datetime").to_numpy().astype("datetime64[ns]")[carried]
-        given = chosen[np.searchsorted(self.rows, rows)]
-        for number in np.unique(given[given != LEFT_OUT]):
-            mine = given == number
-            self.left_out[carried[mine]] = ~may_answer(seen_bars[number], spans_of(rows[mine], days[mine]), fit_end)
-        if self.left_out.any():
-            logger.info("%d rows of suspended members are left out: carried on, they leak", int(self.left_out.sum()))
+        policy = dataset.window_policy(max(forecaster.lookback for forecaster in forecasters))
+        return weigh_rows(
+            forecasters, self.panel, self.rows, self.members, policy=policy, calendar=self.calendar, rules=rules
+        )
 
     def _sources(
         self, dataset: KlineDataset, forecaster: KronosForecaster, settings: FactorSettings

@@ -190,6 +190,40 @@ def test_fields_are_features_of_the_qlib_store(places: Path, tmp_path: Path) -> 
     assert (store / "features" / "sh600002" / "close.day.bin").read_bytes() == before
 
 
+def test_fields_of_rows_that_their_weights_have_seen_are_refused(places: Path, tmp_path: Path) -> None:
+    """Nothing marks a field: a learner would take what the weights remember for a forecast."""
+    from qlib.data import D
+
+    store, out = write_tiny_store(tmp_path / "store"), tmp_path / "factors"
+    seen = options(places, out, "--store", str(store), "--fields")
+    seen[seen.index(str(places / "early"))] = str(places / "late")  # its cutoff is 2020-08-05
+    before = sorted(path.name for path in (store / "features" / "sh600002").iterdir())
+    with pytest.raises(ValueError, match="dated 2020-07-27 to 2020-08-05, have factors from weights that have seen"):
+        CliRunner().invoke(app, ["factors", "build", *seen], catch_exceptions=False)
+    assert not out.exists()
+    assert sorted(path.name for path in (store / "features" / "sh600002").iterdir()) == before
+
+    assert "Wrote 3 fields" in invoke("build", *seen, "--leave-out")
+    start_qlib(store)
+    field = D.features(["SH600002"], ["$kronos_surprise"], START, END).droplevel("instrument").iloc[:, 0]
+    assert field[:"2020-08-05"].isna().all()
+    assert field["2020-08-06":].notna().all()
+    assert "Wrote 3 fields" in invoke("build", *seen, "--allow-in-sample")
+    start_qlib(store)
+    assert D.features(["SH600002"], ["$kronos_surprise"], START, END).notna().all().all()
+
+
+def test_cross_fitting_covers_fields_and_an_unknown_cutoff_does_not(places: Path) -> None:
+    table(places, "early", "late").refuse_in_sample()
+    table(places, "early", "late", fit_end="2020-12-31").refuse_in_sample()
+    table(places, "late", fit_end="2020-08-10", leave_out=True).refuse_in_sample()
+    with pytest.raises(ValueError, match="--allow-in-sample"):
+        table(places, "late", fit_end="2020-12-31", allow_in_sample=True).refuse_in_sample()
+    write_tiny_checkpoint(places / "undated", 3, **CARD)
+    with pytest.raises(ValueError, match="whose card names no cutoff"):
+        table(places, "undated").refuse_in_sample()
+
+
 def test_unknown_factors_are_refused_with_the_nearest(places: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'surprise'"):
         FactorSettings(factors=("suprise",))
