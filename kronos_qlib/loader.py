@@ -64,7 +64,8 @@ class KronosFactorLoader(DataLoader):
         (``alignment[...]["explained"]``; a warning below 0.5).
     may_miss : "nothing", "rows" or "dates"
         What the store may lack: no row that has a window; some rows of a date; whole dates. Missing values are NaN and
-        counted in ``coverage``. That it has none of the asked rows is an error always.
+        counted in ``coverage``; with ``dates`` so are rows that every stored version leaks into, else an error. That it
+        has none of the asked rows is an error always.
     carry : int
         As in :class:`kronos_qlib.dataset.KlineDataset`. A bar's values are not carried on to a day where they leak: its
         window is older than that day, its label is not. Such rows are NaN and count as missing.
@@ -177,7 +178,7 @@ class KronosFactorLoader(DataLoader):
             calendar=handler.trading_calendar, block=_block(groups), used=days[windows],
         )  # fmt: skip
         asked = AskedRows(index, spans, (members["age"] > 0).to_numpy()[windows])
-        rules = ReadRules(self.fit_end_time, self.allow_in_sample, self.align)
+        rules = ReadRules(self.fit_end_time, self.allow_in_sample, self.align, leave_out=self.may_miss == "dates")
         parts = [read_group(ForecastStore(folder), group, asked, rules) for group in groups]
         place = np.where(windows, np.cumsum(windows) - 1, len(bars))
         self._tell(parts, members, place, instruments)

@@ -241,6 +241,10 @@ def test_a_leaking_combination_is_an_error_unless_allowed(places: Path, tmp_path
     for fit_end in (FIT_END, None):
         with pytest.raises(ValueError, match="allow_in_sample: true"):
             loader(places, factors=tmp_path, fit_end_time=fit_end).load(UNIVERSE, "2020-07-20", END)
+    thin = loader(places, factors=tmp_path, group=None, may_miss="dates")
+    left = thin.load(UNIVERSE, "2020-07-20", END)["surprise"]
+    assert left.loc[:FIT_END].isna().all()
+    assert left.loc["2020-08-03":].notna().any()
     clean = loader(places, factors=tmp_path, group=None).load(UNIVERSE, "2020-08-03", END)["surprise"].unstack()
     assert clean["SH600005"].notna().all()
     assert clean[SHORT_HALT[0]].isna().tolist() == [True] * 5 + [False] * 5  # its last bar before is in-sample

@@ -14,7 +14,7 @@ from kronos_qlib.comparison.rows import FLAGS
 from kronos_qlib.kronos.config import check_keys
 
 REGISTRY = Path(__file__).with_name("methods.yaml")
-KINDS = ("qlib", "column", "scores", "lagged", "shuffled_scores", "shuffled_labels")
+KINDS = ("qlib", "column", "factor", "scores", "lagged", "shuffled_scores", "shuffled_labels")
 DERIVED = ("lagged", "shuffled_scores", "shuffled_labels")
 FAMILIES = ("baseline", "reference", "kronos", "control")
 METHOD_KEYS = (
@@ -27,6 +27,7 @@ BUILT_IN = (
     "SEED", "THREADS", "UNIVERSE", "TRAIN_START", "TRAIN_END", "VALID_START", "VALID_END", "SEGMENT_START",
     "SEGMENT_END",
 )  # fmt: skip
+WITH_PATH = ("factor", "scores")
 OF_QLIB = ("MODEL", "DATASET", "PRED")
 
 
@@ -39,10 +40,10 @@ class Method:
     name, title : key, and what the table calls it.
     family : ``baseline`` (Qlib's learners), ``reference`` (simple rules), ``kronos``, ``control``.
     kind : ``qlib``: ``task`` has a Qlib model and dataset. ``column``: ``column`` of the reference columns, times
-        ``sign``. ``scores``: those of the parquet file ``path``, such as a rolling run's joined prediction, made
-        elsewhere (valid and test may be two files). ``lagged``: the scores of method ``of``, ``lag`` sessions late.
-        ``shuffled_scores``: those dealt out at random within each date; ``shuffled_labels``: those judged against
-        labels dealt out so.
+        ``sign``. ``factor``: the factor ``column`` of the forecast store ``path``, times ``sign``. ``scores``: those of
+        the parquet file ``path``, such as a rolling run's joined prediction, made elsewhere (valid and test may be two
+        files). ``lagged``: the scores of method ``of``, ``lag`` sessions late. ``shuffled_scores``: those dealt out at
+        random within each date; ``shuffled_labels``: those judged against labels dealt out so.
     needs : modules that must be importable.
     seeds : for models that have one: run for each. Others run once, with seed 0.
     budget : CPU seconds that a run's own process may take; beyond them it is stopped and listed as not run.
@@ -80,8 +81,8 @@ class Method:
         check_keys([self.seen], FLAGS, f"{where}: seen")
         if self.kind == "qlib" and not self.not_run and not {"model", "dataset"} <= set(self.task):
             raise ValueError(f"{where}: a task needs model and dataset, found {sorted(self.task)}")
-        if (self.kind == "scores") != bool(self.path):
-            raise ValueError(f"{where}: `path`, a parquet file, belongs to kind scores, which needs it")
+        if (self.kind in WITH_PATH) != bool(self.path):
+            raise ValueError(f"{where}: `path`, a file or folder, belongs to kinds {list(WITH_PATH)}, which need it")
         if self.kind in DERIVED and not self.of:
             raise ValueError(f"{where}: kind {self.kind} needs `of`, the method whose scores it takes")
         if not self.seeds or self.variants < 1 or not self.budget > 0 or self.lag < 0:

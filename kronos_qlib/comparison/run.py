@@ -23,6 +23,7 @@ from kronos_qlib.comparison.task import Protocol, Task
 from kronos_qlib.comparison.worker import NotRun, run_method
 from kronos_qlib.evaluation.controls import shuffle_within_date
 from kronos_qlib.evaluation.decay import lag_score
+from kronos_qlib.loader import KronosFactorLoader
 
 Report = Callable[[Row, bool], None]
 
@@ -142,6 +143,8 @@ class Runner:
             raise NotRun(f"needs --set {absent[0]}=VALUE")
         if method.kind == "column":
             return self.bench.lay_out(method.sign * self._column(method)), None, 0.0
+        if method.kind == "factor":
+            return self.bench.lay_out(method.sign * self._factor(method)), None, 0.0
         if method.kind == "scores":
             return self.bench.lay_out(read_scores(self._path(method))), None, 0.0
         if method.kind == "qlib":
@@ -169,6 +172,13 @@ class Runner:
         if method.column not in columns:
             raise ValueError(f"method {method.name}: no column {method.column!r}; there are {list(columns)}")
         return columns[method.column]
+
+    def _factor(self, method: Method) -> pd.Series:
+        """One factor of a forecast store, on the segment's members; the row says whether its weights saw them."""
+        loader = KronosFactorLoader(
+            self._path(method), [method.column], None, allow_in_sample=True, carry=self.config.protocol.carry
+        )
+        return loader.load(self.config.protocol.universe, self.bench.start, self.bench.end)[method.column]
 
     def given(self, method: Method) -> dict[str, Any]:
         """Values of placeholders; ``RANDOM_CHECKPOINT`` is made from ``CHECKPOINT`` where a method asks for it."""

@@ -30,7 +30,7 @@ from kronos_qlib.forecast.store_source import FactorSource, WantedRows, weights_
 
 Tell = Callable[[str, int], None]
 COMPUTED, FOUND = "computed", "found"
-_PAUSE = 0.2
+_PAUSE, _PATIENCE = 0.2, 1.0
 
 
 def fill_units(sources: Sequence[FactorSource], units: Iterator[Unit], batch_rows: int, tell: Tell) -> None:
@@ -118,18 +118,32 @@ def fill_in_processes(
 
 def _work(sources: list[FactorSource], work: Any, news: Any, batch_rows: int) -> None:
     try:
-        fill_units(sources, iter(work.get, None), batch_rows, lambda what, rows: news.put((what, rows)))
+        fill_units(sources, _units_to_do(work, news), batch_rows, lambda what, rows: news.put((what, rows)))
     except BaseException:
         news.put(("failed", traceback.format_exc()))
         raise
     news.put(("done", 0))
 
 
+def _units_to_do(work: Any, news: Any) -> Iterator[Unit]:
+    """Yield units until none is left, or the process that wants them is gone: killed, it could not say so."""
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive():
+        try:
+            unit = work.get(timeout=_PATIENCE)
+        except queue.Empty:
+            continue
+        if unit is None:
+            return
+        yield unit
+    news.cancel_join_thread()  # nobody reads it any more
+
+
 def _follow(workers: Sequence[Any], news: Any, tell: Tell) -> None:
     running = len(workers)
     while running:
         try:
-            what, content = news.get(timeout=1.0)
+            what, content = news.get(timeout=_PATIENCE)
         except queue.Empty:
             dead = [worker.exitcode for worker in workers if worker.exitcode not in (None, 0)]
             if dead:

@@ -50,6 +50,7 @@ class ReadRules:
     fit_end: Any = None
     allow_in_sample: bool = False
     align: str | None = None
+    leave_out: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +79,8 @@ def read_group(store: ForecastStore, group: ColumnGroup, asked: AskedRows, rules
     Raises
     ------
     ValueError
-        Rows of which every stored version leaks, weights without a card, embeddings of several weights and no
-        ``align``, too few rows in common to align.
+        Rows of which every stored version leaks (unless they may be left out), weights without a card, embeddings of
+        several weights and no ``align``, too few rows in common to align.
     """
     have = np.stack([_read(store, source, asked, [])[1] >= 0 for source in group.sources])
     chosen, in_sample = _choose(store, group.sources, have, asked, rules)
@@ -100,7 +101,7 @@ def _choose(
     seen = [_seen(store, source, rules.allow_in_sample) for source in sources]
     chosen = np.full(have.shape[1], LEFT_OUT, dtype=np.int64)
     in_sample = np.zeros(have.shape[1], dtype=bool)
-    spans, may_go = asked.spans, asked.carried & (not rules.allow_in_sample)
+    spans, may_go = asked.spans, (asked.carried | rules.leave_out) & (not rules.allow_in_sample)
     # rows that the same sources hold are decided together
     kinds, kind = np.unique(np.vstack([have, may_go]), axis=1, return_inverse=True)
     for number in range(kinds.shape[1]):

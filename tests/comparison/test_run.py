@@ -23,11 +23,15 @@ from kronos_qlib.comparison.scores import read_scores
 from kronos_qlib.comparison.statistics import collect, compare, compare_pairs
 from kronos_qlib.comparison.task import Protocol, Task
 from kronos_qlib.comparison.worker import NotRun, compute_scores, run_method
+from kronos_qlib.dataset import KlineDataset
 from kronos_qlib.evaluation.bootstrap import paired_bootstrap
 from kronos_qlib.evaluation.ic import daily_rank_ic, ic_summary
 from kronos_qlib.evaluation.multiplicity import romano_wolf
+from kronos_qlib.factors import FactorSettings, FactorTable
+from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.forecast.store import ForecastStore
 from kronos_qlib.forecast.store_cards import save_card
+from kronos_qlib.handler import KlineHandler
 from kronos_qlib.sweep_backtest import BacktestConfig
 
 REGISTRY = """
@@ -104,6 +108,24 @@ def test_every_method_has_a_row_or_a_reason(rows: dict[str, Row], methods: dict[
         "learner", "reversal", "late", "mixed", "mixed_labels", "network", "made",
     }  # fmt: skip
     assert rows["slow"].reason == "it takes a week"
+
+
+def test_a_factor_of_a_forecast_store_is_a_row_like_any_other(
+    runner: Runner, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    span = ("2020-07-01", "2020-09-30")
+    dataset = KlineDataset(KlineHandler(UNIVERSE, *span, init_data=False), {"all": span}, lookback=40)
+    forecasters = [KronosForecaster.from_pretrained(config.given["CHECKPOINT"], device="cpu")]
+    table = FactorTable(dataset, "all", forecasters, FactorSettings(factors=("surprise",), block=5))
+    table.build(ForecastStore(tmp_path), progress=False)
+    monkeypatch.setattr(runner, "config", replace(config, given={"FACTORS": str(tmp_path)}))
+    method = Method("calm", "Little surprise", "kronos", "factor", path="<FACTORS>", column="surprise", sign=-1.0)
+    (row,) = runner.run(method)
+    values = -table.read(ForecastStore(tmp_path))["surprise"]
+    figures, _ = runner.bench.judge(runner.bench.lay_out(values))
+    assert row.rank_ic == pytest.approx(figures["rank_ic"], rel=1e-5)
+    assert row.checkpoint
+    assert row.trained_on_segment == "yes"  # the tiny card's cutoff lies inside
 
 
 @pytest.mark.slow

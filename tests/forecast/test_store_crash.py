@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from fake_factors import FakeSource, fake_panel, logged
 
@@ -27,8 +28,8 @@ def run_build(folder: Path, log: Path, pause: float, jobs: int = 1) -> None:
     ForecastStore(folder).build([(source, np.arange(len(panel)))], panel, batch_rows=BATCH, jobs=jobs, progress=False)
 
 
-def start(folder: Path, log: Path, pause: float) -> multiprocessing.process.BaseProcess:
-    process = multiprocessing.get_context("spawn").Process(target=run_build, args=(folder, log, pause))
+def start(folder: Path, log: Path, pause: float, jobs: int = 1) -> multiprocessing.process.BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=run_build, args=(folder, log, pause, jobs))
     process.start()
     return process
 
@@ -64,6 +65,22 @@ def test_a_killed_build_resumes_and_computes_nothing_twice_but_the_batch_in_flig
     assert len(logged(log)) == 360 + len(twice)
     pd.testing.assert_frame_equal(ForecastStore(folder).read(), whole_table, check_exact=True)
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_the_workers_of_a_killed_build_end_too(tmp_path: Path, whole_table: pd.DataFrame) -> None:
+    folder, log = tmp_path / "factors", tmp_path / "log"
+    process = start(folder, log, 0.1, jobs=2)
+    wait_for(log, 2 * BATCH)
+    workers = [
+        child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in str(child.cmdline())
+    ]
+    assert len(workers) == 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive, "a worker without its build waits for ever"
+    run_build(folder, log, 0)
+    pd.testing.assert_frame_equal(ForecastStore(folder).read(), whole_table, check_exact=True)
 
 
 @pytest.mark.parametrize("calls", range(1, 14))
