@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -15,28 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kronos_qlib.market.fields import BAR_FIELDS
 from kronos_qlib.market.panel import BarPanel
-from kronos_qlib.market.stamps import STAMP_FIELDS, time_stamps
-from kronos_qlib.market.swap import refuse_foreign, whole_folder
-from kronos_qlib.market.windows import WindowPolicy, segment_starts
+from kronos_qlib.market.swap import refuse_foreign
+from kronos_qlib.market.windows import WindowPolicy
+from kronos_qlib.training.corpus_build import ARRAYS, CORPUS_VERSION, META_FILE, CorpusPlan, Policies
 from kronos_qlib.training.corpus_sources import BarFiles, CorpusSource, PanelSource, StoreSource
 from kronos_qlib.training.selection import Dates, Selection, select_ends
 from kronos_qlib.training.stagnant import StretchFilter
 
 logger = logging.getLogger(__name__)
-
-META_FILE = "meta.json"
-CORPUS_VERSION = 1
-# file name -> (type, columns); None for a plain vector
-_ARRAYS: dict[str, tuple[str, int | None]] = {
-    "values": ("<f4", len(BAR_FIELDS)),
-    "stamps": ("<i2", len(STAMP_FIELDS)),
-    "segment": ("<i8", None),
-    "timestamps": ("<M8[ns]", None),
-    "code": ("<i4", None),
-    "source": ("<i2", None),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +61,7 @@ class Corpus:
         cls,
         folder: str | Path,
         sources: Mapping[str, CorpusSource],
-        policy: WindowPolicy | Mapping[str, WindowPolicy] | None = None,
+        policy: Policies = None,
     ) -> Corpus:
         """Write the corpus of some sources, or open it if the folder holds just that already.
 
@@ -94,37 +80,17 @@ class Corpus:
         ValueError
             No source, no bars, or a folder that is something else.
         """
+        return cls.of_plan(folder, CorpusPlan.of(sources, policy))
+
+    @classmethod
+    def of_plan(cls, folder: str | Path, plan: CorpusPlan) -> Corpus:
+        """Write what is planned, or open the folder if it holds just that already; see ``build``."""
         folder = Path(folder).expanduser()
         refuse_foreign(folder, META_FILE)
-        policies = _policies(sources, policy)
-        described = {
-            name: {**source.describe(), "max_gap": policies[name].max_gap, "max_jump": policies[name].max_jump}
-            for name, source in sources.items()
-        }
-        fingerprint = _fingerprint(described, policies)
-        if _holds(folder, fingerprint):
+        if _holds(folder, plan.fingerprint):
             logger.info("corpus %s is up to date and is used as it is", folder)
-            return cls.open(folder)
-        parts: list[dict[str, npt.NDArray[Any]]] = []
-        facts: list[dict[str, Any]] = []
-        for number, (name, source) in enumerate(sources.items()):
-            panel = source.panel()
-            begin = sum(len(part["code"]) for part in parts)
-            first_code = sum(len(fact["instruments"]) for fact in facts)
-            parts.append(_arrays(panel, policies[name], number, begin, first_code))
-            facts.append(_facts(name, panel, begin, described[name]))
-        meta = {
-            "format": "kronos_qlib corpus",
-            "version": CORPUS_VERSION,
-            "fingerprint": fingerprint,
-            "window_policy": next(iter(policies.values())).version,
-            "rows": sum(len(part["code"]) for part in parts),
-            "sources": facts,
-        }
-        with whole_folder(folder, META_FILE) as target:
-            for array in _ARRAYS:
-                np.save(target / f"{array}.npy", np.concatenate([part.pop(array) for part in parts]))
-            (target / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        else:
+            plan.write(folder)
         return cls.open(folder)
 
     @classmethod
@@ -132,7 +98,7 @@ class Corpus:
         cls,
         folder: str | Path,
         panels: Mapping[str, BarPanel],
-        policy: WindowPolicy | Mapping[str, WindowPolicy] | None = None,
+        policy: Policies = None,
     ) -> Corpus:
         """Write panels that are in memory; see ``build``. Their values are taken as they are: adjusted."""
         return cls.build(folder, {name: PanelSource(panel) for name, panel in panels.items()}, policy)
@@ -180,7 +146,7 @@ class Corpus:
         """
         folder = Path(folder).expanduser()
         meta = _read_meta(folder)
-        arrays = {name: _map(folder / f"{name}.npy", meta["rows"], *_ARRAYS[name]) for name in _ARRAYS}
+        arrays = {name: _map(folder / f"{name}.npy", meta["rows"], *ARRAYS[name]) for name in ARRAYS}
         return cls(folder, meta, **arrays)
 
     def __len__(self) -> int:
@@ -265,56 +231,6 @@ class Corpus:
         """
         dates = Dates.of(start, end, earliest)
         return select_ends(self, lookback, horizon, dates, codes, sources, filters or StretchFilter())
-
-
-def _policies(
-    sources: Mapping[str, CorpusSource], policy: WindowPolicy | Mapping[str, WindowPolicy] | None
-) -> dict[str, WindowPolicy]:
-    if not sources:
-        raise ValueError("no source was given; a corpus needs at least one, such as {'daily': panel}")
-    if policy is None or isinstance(policy, WindowPolicy):
-        return dict.fromkeys(sources, policy or WindowPolicy())
-    if set(policy) != set(sources):
-        raise ValueError(f"policies are given for {sorted(policy)}; expected one for each of {sorted(sources)}")
-    return {name: policy[name] for name in sources}
-
-
-def _fingerprint(described: Mapping[str, Any], policies: Mapping[str, WindowPolicy]) -> str:
-    content = {
-        "version": CORPUS_VERSION,
-        "policy_versions": {name: policy.version for name, policy in policies.items()},
-        "sources": list(described.items()),
-    }
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _arrays(
-    panel: BarPanel, policy: WindowPolicy, number: int, begin: int, first_code: int
-) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of one source whose first row and code are these."""
-    calendar_stamps = time_stamps(panel.calendar).astype("<i2")
-    return {
-        "values": panel.values.astype("<f4", copy=False),
-        "stamps": calendar_stamps[panel.session],
-        "segment": segment_starts(panel, policy) + begin,
-        "timestamps": panel.timestamps.astype("<M8[ns]", copy=False),
-        "code": (panel.codes + first_code).astype("<i4"),
-        "source": np.full(len(panel), number, dtype="<i2"),
-    }
-
-
-def _facts(name: str, panel: BarPanel, begin: int, description: dict[str, Any]) -> dict[str, Any]:
-    if len(panel) == 0:
-        raise ValueError(f"source {name!r} holds no bar: nothing to train on")
-    return {
-        "name": name,
-        "rows": [begin, begin + len(panel)],
-        "first": str(pd.Timestamp(panel.timestamps.min())),
-        "last": str(pd.Timestamp(panel.timestamps.max())),
-        "has_volume": bool((panel.values[:, 4] > 0).any()),
-        "description": description,
-        "instruments": list(panel.instruments),
-    }
 
 
 def _holds(folder: Path, fingerprint: str) -> bool:
