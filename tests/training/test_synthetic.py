@@ -16,7 +16,6 @@ from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.synthetic import INDEX_CODE, SyntheticConfig, make_market
 from kronos_qlib.market.windows import WindowPolicy
 from kronos_qlib.training.synthetic import (
-    Recipe,
     Tokens,
     batches,
     main,
@@ -25,6 +24,7 @@ from kronos_qlib.training.synthetic import (
     next_token_loss,
 )
 from kronos_qlib.training.synthetic_data import TrainingWindows, market_panel
+from kronos_qlib.training.synthetic_recipe import Recipe
 
 MARKET = SyntheticConfig(n_instruments=6, n_members=4, start="2016-01-01", end="2019-06-28")
 TINY = Recipe(

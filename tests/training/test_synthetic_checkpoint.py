@@ -18,8 +18,8 @@ from kronos_qlib.market.synthetic import SyntheticConfig, SyntheticMarket, make_
 from kronos_qlib.market.synthetic_members import members_on
 from kronos_qlib.market.synthetic_truth import daily_correlations
 from kronos_qlib.market.windows import POLICY_VERSION, WindowPolicy
-from kronos_qlib.training.synthetic import Recipe
 from kronos_qlib.training.synthetic_data import market_panel
+from kronos_qlib.training.synthetic_recipe import Recipe
 
 CHECKPOINT = "bundled:synthetic"
 SAMPLING = SamplingConfig(n_paths=10, top_p=0.9, scheme="stratified", order="close")
