@@ -1,33 +1,22 @@
 """The card of a checkpoint: what its weights have seen, how they were made and how good they are.
 
-A card is written once, beside the weights, and read by everything that forecasts: lookback and context, the cutoff that
-splits a backtest, the token histograms that tell when a market has drifted away.
+A card is written once, beside the weights (:mod:`kronos_qlib.training.card_files`), and read by everything that
+forecasts: lookback and context, the cutoff that splits a backtest, the token histograms that tell when a market has
+drifted away.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from kronos_qlib.kronos import (
-    Kronos,
-    KronosTokenizer,
-    ModelConfig,
-    TokenizerConfig,
-    fingerprint,
-    load_card,
-    load_model,
-    load_tokenizer,
-)
-from kronos_qlib.kronos.checkpoint import CARD_FILE, write_whole
+from kronos_qlib.kronos import Kronos, KronosTokenizer, ModelConfig, TokenizerConfig, fingerprint
 from kronos_qlib.kronos.normalise import CLIP, EPSILON
 from kronos_qlib.kronos.token_statistics import TokenCounter, TokenStatistics
 from kronos_qlib.market.windows import WindowPolicy
@@ -40,7 +29,6 @@ PREPROCESSING: dict[str, Any] = {
     "epsilon": EPSILON,
     "clip": CLIP,
 }
-_NUMBERS = re.compile(r"\[\s+([-+.\deE]+(?:,\s+[-+.\deE]+)*)\s+\]")
 
 
 class Source(Settings):
@@ -93,7 +81,7 @@ class CheckpointCard(Settings):
     Attributes
     ----------
     card_version : int
-        1. A card without it is of an older make, see :func:`read_card`.
+        1. A card without it is of an older make, see :func:`kronos_qlib.training.card_files.read_card`.
     train_start, cutoff : date
         First and last date of the bars that touched the weights. Contexts count: their bars are learned too, if with
         less weight, and a window's context may begin before the span whose bars it was to predict (unless that is
@@ -236,10 +224,10 @@ def make_card(
         lookback=lookback,
         horizon=horizon,
         max_context=max_context,
-        train_start=_date(train_start),
-        cutoff=_date(cutoff),
-        valid_start=_date(valid_start),
-        valid_end=_date(valid_end),
+        train_start=read_date(train_start),
+        cutoff=read_date(cutoff),
+        valid_start=read_date(valid_start),
+        valid_end=read_date(valid_end),
         universe=universe,
         bars_seen=bars_seen,
         sources=[source if isinstance(source, Source) else Source(**source) for source in sources],
@@ -255,58 +243,6 @@ def make_card(
         recipe=dict(recipe or {}),
         parent=parent,
     )
-
-
-def write_card(card: CheckpointCard, folder: str | Path) -> Path:
-    """Write ``card.json`` beside ``model/`` and ``tokenizer/``, whole or not at all, and return its path.
-
-    Raises
-    ------
-    ValueError : the folder's networks are not those of the card.
-    """
-    folder = Path(folder)
-    found = {"tokenizer": load_tokenizer(folder), "model": load_model(folder)}
-    for part, network in found.items():
-        wanted, there = getattr(card.fingerprint, part), fingerprint(network)  # type: ignore[arg-type]
-        if wanted != there:
-            raise ValueError(
-                f"the {part} in {folder} has fingerprint {there}, the card says {wanted}: make the card from the "
-                "networks as they load from the folder (saving in bfloat16 rounds weights)"
-            )
-    path = folder / CARD_FILE
-    write_whole(path, lambda part: part.write_text(card_text(card), encoding="utf-8"))
-    return path
-
-
-def read_card(location: str | Path, revision: str | None = None) -> CheckpointCard | dict[str, Any]:
-    """Read a card and check it.
-
-    Returns
-    -------
-    CheckpointCard, or the plain dict of a card without ``card_version`` (of an older make, or none: ``{}``), of which
-    only the dates and lengths that are there are checked.
-
-    Raises
-    ------
-    ValueError : something is missing, unknown or contradictory.
-    """
-    values = load_card(location, revision)
-    if "card_version" in values:
-        return CheckpointCard(**values)
-    for key in ("train_start", "cutoff", "valid_start", "valid_end"):
-        if values.get(key) is not None:
-            _date(values[key])
-    for key in ("lookback", "horizon", "max_context"):
-        value = values.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"the card of {location} says {key}={value!r}; expected a whole number of at least 1")
-    return values
-
-
-def card_text(card: CheckpointCard) -> str:
-    """Return the card as JSON, with a histogram on one line instead of hundreds."""
-    text = json.dumps(card.to_dict(), indent=2, allow_nan=False)
-    return _NUMBERS.sub(lambda found: "[" + re.sub(r"\s+", " ", found.group(1)) + "]", text) + "\n"
 
 
 @torch.inference_mode()
@@ -341,14 +277,15 @@ def token_statistics(tokenizer: KronosTokenizer, batches: Iterable[Tensor | Any]
 def card_day(card: Mapping[str, Any], key: str) -> datetime.date | None:
     """Return a date of a card of any make, None where it has none; ValueError where it is no date."""
     try:
-        return None if card.get(key) is None else _date(card[key])
+        return None if card.get(key) is None else read_date(card[key])
     except ValueError as error:
         raise ValueError(
             f"the checkpoint's card says {key}={card[key]!r}; expected a date such as 2014-12-31"
         ) from error
 
 
-def _date(value: str | datetime.date) -> datetime.date:
+def read_date(value: str | datetime.date) -> datetime.date:
+    """Return a date, of a text its first ten characters; ValueError where it is none."""
     try:
         return value if type(value) is datetime.date else datetime.date.fromisoformat(str(value)[:10])
     except ValueError as error:

@@ -24,6 +24,7 @@ from kronos_qlib.kronos import (
     save_tokenizer,
 )
 from kronos_qlib.training import card as cards
+from kronos_qlib.training.card_files import write_card
 from kronos_qlib.training.corpus import Corpus
 from kronos_qlib.training.distributed import Processes
 from kronos_qlib.training.finetune_recipe import FinetuneRecipe
@@ -136,7 +137,7 @@ def finetune(
     run.predictor()
     if processes.first:
         write_curves(run.out, run.histories)
-        cards.write_card(run.describe(command), run.out)
+        write_card(run.describe(command), run.out)
     processes.barrier()
     return load_card(run.out)
 

@@ -23,7 +23,8 @@ from kronos_qlib.kronos import (
     save_model,
     save_tokenizer,
 )
-from kronos_qlib.training.card import CheckpointCard, card_day, make_card, token_statistics, write_card
+from kronos_qlib.training.card import CheckpointCard, card_day, make_card, token_statistics
+from kronos_qlib.training.card_files import write_card
 from kronos_qlib.training.corpus import Corpus
 from kronos_qlib.training.distributed import Processes
 from kronos_qlib.training.recipe import PretrainRecipe, check_bits

@@ -10,7 +10,8 @@ import pytest
 from kronos_qlib import resources
 from kronos_qlib.kronos import fingerprint, load_model, load_tokenizer
 from kronos_qlib.kronos.export import export_published
-from kronos_qlib.training.card import CheckpointCard, read_card
+from kronos_qlib.training.card import CheckpointCard
+from kronos_qlib.training.card_files import read_card
 
 TRAINED = ["ashare", "ashare_2000_2010", "ashare_2011_2014"]
 MEGABYTE = 1_000_000

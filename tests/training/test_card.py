@@ -14,7 +14,8 @@ from kronos_qlib.forecast.pretrained import load_pretrained
 from kronos_qlib.kronos import Kronos, KronosTokenizer, fingerprint, load_card, load_model, load_tokenizer, save_model
 from kronos_qlib.kronos.token_statistics import TokenCounter, TokenStatistics, perplexity
 from kronos_qlib.market.windows import WindowPolicy
-from kronos_qlib.training.card import CheckpointCard, make_card, read_card, token_statistics, write_card
+from kronos_qlib.training.card import CheckpointCard, make_card, token_statistics
+from kronos_qlib.training.card_files import read_card, write_card
 
 FACTS: dict[str, Any] = {
     "name": "tiny",

@@ -16,7 +16,7 @@ from tiny_training import tiny_corpus, tiny_frame, tiny_panel, tiny_recipe
 from kronos_qlib.cli import main
 from kronos_qlib.kronos import Kronos, ModelConfig, fingerprint, load_card, load_model, load_tokenizer
 from kronos_qlib.market.panel import BarPanel
-from kronos_qlib.training.card import read_card
+from kronos_qlib.training.card_files import read_card
 from kronos_qlib.training.corpus import Corpus
 from kronos_qlib.training.finetune import Start, finetune
 from kronos_qlib.training.finetune_recipe import FinetuneRecipe, Lora, NetworkTuning

@@ -16,7 +16,7 @@ from kronos_qlib.cli_train import command_line
 from kronos_qlib.kronos import fingerprint, load_model, load_tokenizer
 from kronos_qlib.kronos.fast_training import Dropout, project
 from kronos_qlib.market.windows import WindowPolicy
-from kronos_qlib.training.card import read_card
+from kronos_qlib.training.card_files import read_card
 from kronos_qlib.training.corpus import Corpus
 from kronos_qlib.training.pretrain import pretrain
 from kronos_qlib.training.recipe import PredictorTraining, differences, load_recipe
