@@ -17,8 +17,9 @@ from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.kronos import SamplingConfig
 from kronos_qlib.kronos.config import check_keys
 from kronos_qlib.market.windows import WindowPolicy
+from kronos_qlib.model_checkpoint import open_fitted_head, open_forecaster
 from kronos_qlib.model_head import SIGNAL as HEAD_SIGNAL
-from kronos_qlib.model_head import check_head, check_windows, fit_head, keep_head, open_head
+from kronos_qlib.model_head import check_head, check_windows, fit_head, keep_head
 from kronos_qlib.model_marks import last_day, mark_cutoff, record_rows, warn_of_cutoff
 from kronos_qlib.model_pit import PIT_ARTIFACT, PathOutcomes
 from kronos_qlib.model_settings import (
@@ -26,11 +27,12 @@ from kronos_qlib.model_settings import (
     kline_dataset,
     lasting_location,
     read_sampling,
-    run_parameters,
+    record_run,
     whole_number,
+    window_policy,
 )
 from kronos_qlib.model_training import ModelTraining, check_training, train_on
-from kronos_qlib.record import active_recorder, log_parameters, save_frame, save_json
+from kronos_qlib.record import active_recorder, save_frame
 from kronos_qlib.training.alpha_files import TrainedHead
 from kronos_qlib.training.alpha_head import HeadTraining
 
@@ -39,10 +41,6 @@ MODEL_KEYS = (
     "device", "dtype", "tokenizer_revision", "alpha_head", "training",
 )  # fmt: skip
 logger = get_module_logger("kronos_qlib.model")
-
-
-class CheckpointChangedError(ValueError):
-    """The checkpoint at the stored location is not the one the model was pickled with."""
 
 
 class KronosModel(ModelFT):
@@ -153,36 +151,16 @@ class KronosModel(ModelFT):
 
     @property
     def forecaster(self) -> KronosForecaster:
-        """The loaded network; raises :class:`CheckpointChangedError` when it is not the one of :meth:`fit`."""
+        """The loaded network; ``model_checkpoint.CheckpointChangedError`` when it is not the one of :meth:`fit`."""
         if self._forecaster is None:
-            base = {
-                "model": self.model, "tokenizer": self.tokenizer, "revision": self.revision,
-                "tokenizer_revision": self.tokenizer_revision,
-            }  # fmt: skip
-            loaded = KronosForecaster.from_pretrained(
-                **({"model": self.tuned_folder} if self.tuned_folder else base), lookback=self.lookback,
-                max_context=self.max_context, device=self.device, dtype=self.dtype,
-            )  # fmt: skip
-            self._refuse_change(loaded.fingerprint)
-            self._forecaster = loaded
+            self._forecaster = open_forecaster(self)
         return self._forecaster
 
     @property
     def head(self) -> TrainedHead:
         """The alpha head: trained by :meth:`fit`, else loaded; strictly, and only for its own checkpoint."""
         if self._head is None:
-            if isinstance(self.alpha_head, HeadTraining) and self.head_folder is None:
-                raise ValueError(
-                    "KronosModel: there is no alpha head to load: call fit to train one, with a recorder active or "
-                    "alpha_head: {out: FOLDER} set, so that it is still there after unpickling"
-                )
-            loaded = open_head(self.head_folder, self.model, self.forecaster)
-            if self.head_fingerprint not in (None, loaded.fingerprint):
-                raise CheckpointChangedError(
-                    f"The alpha head at {self.head_folder or self.model} has fingerprint {loaded.fingerprint}, but the "
-                    f"model was fitted with {self.head_fingerprint}: put the old files back, or fit again"
-                )
-            self._head = loaded
+            self._head = open_fitted_head(self)
         return self._head
 
     def fit(self, dataset: KlineDataset, reweighter: Any = None) -> None:
@@ -228,11 +206,8 @@ class KronosModel(ModelFT):
         check_context(self._policy(dataset), self.horizon, self.forecaster)
         if recorder is not None:
             # MLflow takes a parameter once: what a second training in the same run changes is in the card
-            if self._recorded != recorder.id:
-                log_parameters(recorder, "kronos", run_parameters(self, dataset, self._policy(dataset)))
-                self._recorded = recorder.id
-            card = {"fingerprint": self.fingerprint, "card": self.forecaster.card}
-            save_json(recorder, "kronos_card.json", card)
+            record_run(self, dataset, self._policy(dataset), recorder, parameters=self._recorded != recorder.id)
+            self._recorded = recorder.id
         if self.signal == HEAD_SIGNAL:
             self._fit_head(dataset)
 
@@ -317,19 +292,7 @@ class KronosModel(ModelFT):
         return scores
 
     def _policy(self, dataset: KlineDataset) -> WindowPolicy:
-        if None not in (self.lookback, dataset.lookback) and self.lookback != dataset.lookback:
-            raise ValueError(
-                f"KronosModel has lookback {self.lookback}, its dataset cuts windows of {dataset.lookback} bars; "
-                "set lookback in one of them only, or to the same number"
-            )
-        return dataset.window_policy(self.lookback or dataset.lookback or self.forecaster.lookback)
-
-    def _refuse_change(self, found: str) -> None:
-        if self.fingerprint is not None and found != self.fingerprint:
-            raise CheckpointChangedError(
-                f"The checkpoint at {self.tuned_folder or self.model} has fingerprint {found}, but the model was "
-                f"fitted with {self.fingerprint}: put the old weights back, or fit again"
-            )
+        return window_policy(self, dataset)
 
     def _last_day(self, key: str = "cutoff") -> pd.Timestamp | None:
         """Last day that the network, or the alpha head in use, was trained on (``valid_end``: chosen by)."""

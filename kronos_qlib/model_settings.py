@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlib.log import get_module_logger
+from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.dataset import KlineDataset
 from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.kronos import SamplingConfig
 from kronos_qlib.market.windows import WindowPolicy
+from kronos_qlib.record import log_parameters, save_json
 
 if TYPE_CHECKING:
     from kronos_qlib.model import KronosModel
@@ -64,6 +66,25 @@ def check_context(policy: WindowPolicy, horizon: int, forecaster: KronosForecast
     trained = forecaster.card.get("lookback")
     if trained is not None and trained != longest:
         logger.warning("windows hold up to %d bars, the checkpoint was trained on %s", longest, trained)
+
+
+def window_policy(model: KronosModel, dataset: KlineDataset) -> WindowPolicy:
+    """Return the rule of the dataset's windows, as long as dataset, model or card says; ValueError where two differ."""
+    if None not in (model.lookback, dataset.lookback) and model.lookback != dataset.lookback:
+        raise ValueError(
+            f"KronosModel has lookback {model.lookback}, its dataset cuts windows of {dataset.lookback} bars; "
+            "set lookback in one of them only, or to the same number"
+        )
+    return dataset.window_policy(model.lookback or dataset.lookback or model.forecaster.lookback)
+
+
+def record_run(
+    model: KronosModel, dataset: KlineDataset, policy: WindowPolicy, recorder: Recorder, *, parameters: bool
+) -> None:
+    """Save the card to a recorder and, where asked, log the parameters of the run."""
+    if parameters:
+        log_parameters(recorder, "kronos", run_parameters(model, dataset, policy))
+    save_json(recorder, "kronos_card.json", {"fingerprint": model.fingerprint, "card": model.forecaster.card})
 
 
 def run_parameters(model: KronosModel, dataset: KlineDataset, policy: WindowPolicy) -> dict[str, Any]:

@@ -25,6 +25,7 @@ ALLOWED = {
 }
 QLIB_SIDE = {
     "model",
+    "model_checkpoint",
     "model_head",
     "model_marks",
     "model_pit",

@@ -27,7 +27,8 @@ from kronos_qlib.alpha.signals import compute_signal
 from kronos_qlib.dataset import KlineDataset
 from kronos_qlib.handler import KlineHandler
 from kronos_qlib.kronos import SamplingConfig
-from kronos_qlib.model import CheckpointChangedError, KronosModel
+from kronos_qlib.model import KronosModel
+from kronos_qlib.model_checkpoint import CheckpointChangedError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*dated on or before")  # the tiny card has a cutoff
 START, END = "2020-07-27", "2020-09-30"

@@ -18,7 +18,8 @@ from tiny_market import LONG_HALT, UNIVERSE, start_qlib, write_tiny_checkpoint, 
 from kronos_qlib.dataset import KlineDataset
 from kronos_qlib.handler import KlineHandler
 from kronos_qlib.kronos import CheckpointError
-from kronos_qlib.model import CheckpointChangedError, KronosModel
+from kronos_qlib.model import KronosModel
+from kronos_qlib.model_checkpoint import CheckpointChangedError
 from kronos_qlib.model_head import head_rows, label_reach
 from kronos_qlib.training.alpha_head import HeadTraining
 

@@ -19,7 +19,8 @@ from tiny_market import UNIVERSE, start_qlib, write_tiny_checkpoint, write_tiny_
 from kronos_qlib.dataset import KlineDataset
 from kronos_qlib.handler import KlineHandler
 from kronos_qlib.kronos import load_card, load_model
-from kronos_qlib.model import CheckpointChangedError, KronosModel
+from kronos_qlib.model import KronosModel
+from kronos_qlib.model_checkpoint import CheckpointChangedError
 from kronos_qlib.model_training import cut_panel, known_bars
 from kronos_qlib.training.alpha_head import HeadTraining
 
