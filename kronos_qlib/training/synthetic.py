@@ -2,6 +2,9 @@
 
 ``python -m kronos_qlib.training.synthetic --out FOLDER`` writes ``FOLDER/tokenizer``, ``FOLDER/model`` and
 ``FOLDER/card.json``. Nothing after the cutoff is read. The same command on the same machine gives the same weights.
+
+The loop stays beside :mod:`kronos_qlib.training.trainer`, whose optimiser, rates, order of windows and seeds differ:
+with it, the recipe on the bundled checkpoint's card would give other weights.
 """
 
 from __future__ import annotations
