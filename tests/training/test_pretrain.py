@@ -18,8 +18,10 @@ from kronos_qlib.kronos.fast_training import Dropout, project
 from kronos_qlib.market.windows import WindowPolicy
 from kronos_qlib.training.card_files import read_card
 from kronos_qlib.training.corpus import Corpus
+from kronos_qlib.training.corpus_sources import BarFiles
 from kronos_qlib.training.pretrain import pretrain
 from kronos_qlib.training.recipe import PredictorTraining, differences, load_recipe
+from kronos_qlib.training.run_folder import sources
 
 SHORT = {"tokenizer_training__steps": 6, "predictor_training__steps": 6}
 
@@ -138,6 +140,24 @@ def test_the_command_trains_from_files(tmp_path: Path, capsys: pytest.CaptureFix
         main(arguments)
     assert ended.value.code == 2
     assert "did you mean 'horizon'" in capsys.readouterr().err
+
+
+def test_every_source_on_a_card_has_the_fingerprint_of_its_own_bars(tmp_path: Path) -> None:
+    policy = tiny_recipe().policy()
+    files = {"bars": tmp_path / "bars.parquet", "valid": tmp_path / "valid.parquet"}
+    tiny_frame().to_parquet(files["bars"])
+    tiny_frame().query("instrument == 'A'").to_parquet(files["valid"])
+    named = {name: BarFiles(path, calendar=None) for name, path in files.items()}
+    both = sources(Corpus.build(tmp_path / "both", named, policy))
+    assert [source["name"] for source in both] == ["bars", "valid"]
+    assert both[0]["fingerprint"] != both[1]["fingerprint"]
+    # neither what lies beside a source nor the segment rule is part of its content
+    alone = Corpus.build(tmp_path / "alone", {"valid": named["valid"]}, WindowPolicy(max_jump=None))
+    assert sources(alone)[0]["fingerprint"] == both[1]["fingerprint"]
+    tiny_frame().query("instrument == 'B'").to_parquet(files["valid"])
+    changed = sources(Corpus.build(tmp_path / "both", named, policy))
+    assert changed[0]["fingerprint"] == both[0]["fingerprint"]
+    assert changed[1]["fingerprint"] != both[1]["fingerprint"]
 
 
 def test_cheap_dropout_keeps_its_share_and_its_mean() -> None:
