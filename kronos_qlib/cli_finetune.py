@@ -59,10 +59,11 @@ def finetune(
     from kronos_qlib.forecast.devices import pick_device
     from kronos_qlib.forecast.pretrained import load_pretrained
     from kronos_qlib.training.distributed import processes_from_environment
-    from kronos_qlib.training.finetune import Start
+    from kronos_qlib.training.finetune import Start, run_identity
     from kronos_qlib.training.finetune import finetune as run_finetune
     from kronos_qlib.training.finetune_recipe import FinetuneRecipe
     from kronos_qlib.training.recipe import read_settings
+    from kronos_qlib.training.run_folder import refuse_other_run
 
     out = check_output_folder(out)
     found = load_pretrained(checkpoint, tokenizer, revision, tokenizer_revision)
@@ -86,8 +87,11 @@ def finetune(
         torch.set_num_threads(threads)
     with processes_from_environment(pick_device(device)) as processes:
         show_log(processes.first)
-        opened = open_corpus(settings, bars, valid_bars, store, universe, place, calendar, freq, region, processes)
         start = Start(found.model, found.tokenizer, found.card)
+        opened = open_corpus(
+            settings, bars, valid_bars, store, universe, place, calendar, freq, region, processes,
+            check=lambda fingerprint: refuse_other_run(out, run_identity(start, settings, fingerprint)),
+        )  # fmt: skip
         card = run_finetune(start, opened, settings, out, command=command_line(), processes=processes)
     if processes.first:
         for network, figures in card["valid_figures"].items():

@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,9 @@ def pretrain(
     from kronos_qlib.forecast.devices import pick_device
     from kronos_qlib.training.distributed import processes_from_environment
     from kronos_qlib.training.pretrain import pretrain as run_pretrain
+    from kronos_qlib.training.pretrain import run_identity
     from kronos_qlib.training.recipe import load_recipe
+    from kronos_qlib.training.run_folder import refuse_other_run
 
     out = check_output_folder(out)
     settings = load_recipe(recipe)
@@ -62,8 +65,9 @@ def pretrain(
     with processes_from_environment(pick_device(device)) as processes:
         show_log(processes.first)
         found = open_corpus(
-            settings, bars, valid_bars, store, universe, corpus or out / "corpus", calendar, freq, region, processes
-        )
+            settings, bars, valid_bars, store, universe, corpus or out / "corpus", calendar, freq, region, processes,
+            check=lambda fingerprint: refuse_other_run(out, run_identity(settings, fingerprint)),
+        )  # fmt: skip
         card = run_pretrain(settings, found, out, command=command_line(), processes=processes)
     if processes.first:
         for name, figures in card["valid_figures"].items():
@@ -82,24 +86,35 @@ def open_corpus(
     freq: str,
     region: str,
     processes: Processes,
+    *,
+    check: Callable[[str], None],
 ) -> Corpus:
-    """Build the corpus in the first process, or open what is there; ValueError when no bars or two kinds are named."""
+    """Build the corpus in the first process, or open what is there; ValueError when no bars or two kinds are named.
+
+    ``check`` gets the fingerprint of a corpus before any bar is read: what it refuses costs nothing, and a corpus that
+    serves another run is not replaced.
+    """
     from kronos_qlib.training.corpus import Corpus
-    from kronos_qlib.training.corpus_sources import BarFiles
+    from kronos_qlib.training.corpus_build import CorpusPlan
+    from kronos_qlib.training.corpus_sources import BarFiles, CorpusSource, StoreSource
 
     if valid_bars and not bars:
         raise ValueError("--valid-bars FILE goes with --bars FILE")
     if bars and store is not None:
         raise ValueError("give --bars or --store, not both")
     if processes.first:
+        named: dict[str, CorpusSource] = {}
         if bars:
             files = {"bars": bars, "valid": valid_bars} if valid_bars else {"bars": bars}
             named = {name: BarFiles(paths, calendar, freq, region) for name, paths in files.items()}
-            Corpus.build(folder, named, recipe.policy())
         elif store is not None:
-            Corpus.from_store(folder, store, universe, freq=freq, policy=recipe.policy())
+            named = {"store": StoreSource(store, universe, freq)}
         elif not folder.is_dir():
             raise ValueError("no bars: give --bars FILE, --store FOLDER, or --corpus of an earlier run")
+        if named:
+            plan = CorpusPlan.of(named, recipe.policy())
+            check(plan.fingerprint)
+            Corpus.of_plan(folder, plan)
     processes.barrier()
     return Corpus.open(folder)
 

@@ -130,8 +130,7 @@ def finetune(
             "stopping with them", recipe.valid.start, cutoff,
         )  # fmt: skip
     windows = Windows.of(recipe, corpus)
-    wanted = {"recipe": recipe.to_dict(), "corpus": corpus.fingerprint, "parent": start.fingerprint}
-    claim_folder(out, wanted, processes)
+    claim_folder(out, run_identity(start, recipe, corpus.fingerprint), processes)
     run = _Run(start, windows, recipe, Path(out), processes, on_metrics)
     run.tokenizer()
     run.predictor()
@@ -140,6 +139,11 @@ def finetune(
         write_card(run.describe(command), run.out)
     processes.barrier()
     return load_card(run.out)
+
+
+def run_identity(start: Start, recipe: FinetuneRecipe, corpus_fingerprint: str) -> dict[str, Any]:
+    """Return what makes a run this one: a folder that says anything else is another run's."""
+    return {"recipe": recipe.to_dict(), "corpus": corpus_fingerprint, "parent": start.fingerprint}
 
 
 class _Run:

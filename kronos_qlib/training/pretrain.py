@@ -74,7 +74,7 @@ def pretrain(
     check_policy(recipe, corpus)
     learned_days(recipe)
     windows = Windows.of(recipe, corpus)
-    claim_folder(out, {"recipe": recipe.to_dict(), "corpus": corpus.fingerprint}, processes)
+    claim_folder(out, run_identity(recipe, corpus.fingerprint), processes)
     tokenizer, histories = _tokenizer(recipe, windows, out, processes, on_metrics)
     model, histories["predictor"] = _predictor(recipe, windows, tokenizer, out, processes, on_metrics)
     if processes.first:
@@ -84,6 +84,11 @@ def pretrain(
         write_card(card, out)
     processes.barrier()
     return json.loads((out / "card.json").read_text(encoding="utf-8"))
+
+
+def run_identity(recipe: PretrainRecipe, corpus_fingerprint: str) -> dict[str, Any]:
+    """Return what makes a run this one: a folder that says anything else is another run's."""
+    return {"recipe": recipe.to_dict(), "corpus": corpus_fingerprint}
 
 
 def learned_days(recipe: PretrainRecipe) -> tuple[datetime.date, datetime.date]:

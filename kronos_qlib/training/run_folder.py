@@ -20,8 +20,11 @@ RUN_FILE, CURVES_FILE = "run.json", "curves.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def claim_folder(out: Path, wanted: dict[str, Any], processes: Processes) -> None:
-    """Write what this run is, or check that the folder belongs to it; ValueError with the differences where not."""
+def refuse_other_run(out: Path, wanted: dict[str, Any]) -> None:
+    """Raise a ValueError, with the differences, where a folder belongs to another run; nothing is written.
+
+    For a command to call before it does any work: the corpus of the run that is there may lie in the same folder.
+    """
     path = out / RUN_FILE
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -30,10 +33,16 @@ def claim_folder(out: Path, wanted: dict[str, Any], processes: Processes) -> Non
                 f"{out} holds another run; take another --out, or its own recipe to go on. "
                 f"Differences (there -> here): {'; '.join(line.removeprefix('recipe.') for line in changed)}"
             )
+    elif any((out / name).exists() for name in ("tokenizer", "model", "card.json")):
+        raise ValueError(f"{out} holds a checkpoint but no {RUN_FILE}; take another --out")
+
+
+def claim_folder(out: Path, wanted: dict[str, Any], processes: Processes) -> None:
+    """Write what this run is, or check that the folder belongs to it; ValueError with the differences where not."""
+    path = out / RUN_FILE
+    refuse_other_run(out, wanted)
     processes.barrier()
     if processes.first and not path.is_file():
-        if out.is_dir() and any((out / name).exists() for name in ("tokenizer", "model", "card.json")):
-            raise ValueError(f"{out} holds a checkpoint but no {RUN_FILE}; take another --out")
         out.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda part: part.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8"))
     processes.barrier()

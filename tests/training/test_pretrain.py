@@ -19,9 +19,10 @@ from kronos_qlib.market.windows import WindowPolicy
 from kronos_qlib.training.card_files import read_card
 from kronos_qlib.training.corpus import Corpus
 from kronos_qlib.training.corpus_sources import BarFiles
-from kronos_qlib.training.pretrain import pretrain
+from kronos_qlib.training.distributed import Processes
+from kronos_qlib.training.pretrain import pretrain, run_identity
 from kronos_qlib.training.recipe import PredictorTraining, differences, load_recipe
-from kronos_qlib.training.run_folder import sources
+from kronos_qlib.training.run_folder import claim_folder, sources
 
 SHORT = {"tokenizer_training__steps": 6, "predictor_training__steps": 6}
 
@@ -158,6 +159,32 @@ def test_every_source_on_a_card_has_the_fingerprint_of_its_own_bars(tmp_path: Pa
     changed = sources(Corpus.build(tmp_path / "both", named, policy))
     assert changed[0]["fingerprint"] == both[0]["fingerprint"]
     assert changed[1]["fingerprint"] != both[1]["fingerprint"]
+
+
+def test_another_run_is_refused_before_its_bars_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The corpus lies in the same folder: the run that is there would find another one in its place."""
+    tiny_frame().to_parquet(tmp_path / "bars.parquet")
+    tiny_frame().query("instrument != 'C'").to_parquet(tmp_path / "fewer.parquet")
+    out, recipe = tmp_path / "out", tiny_recipe(**SHORT)
+    corpus = Corpus.from_bars(out / "corpus", tmp_path / "bars.parquet", policy=recipe.policy())
+    claim_folder(out, run_identity(recipe, corpus.fingerprint), Processes())  # a run that has just begun
+    monkeypatch.setattr(BarFiles, "panel", lambda source: pytest.fail("bars were read"))
+    before = {path: path.stat().st_ino for path in out.rglob("*")}
+    longer = write_recipe(tiny_recipe(**SHORT | {"predictor_training__steps": 7}), tmp_path / "longer.yaml")
+    same = write_recipe(recipe, tmp_path / "recipe.yaml")
+    for path, bars, difference in (
+        (longer, "bars", "predictor_training.steps: 6 -> 7"),
+        (same, "fewer", "corpus: "),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["pretrain", str(path), "--bars", str(tmp_path / f"{bars}.parquet"), "--out", str(out)])
+        assert ended.value.code == 2
+        told = capsys.readouterr().err
+        assert "holds another run" in told
+        assert difference in told
+    assert {path: path.stat().st_ino for path in out.rglob("*")} == before
 
 
 def test_cheap_dropout_keeps_its_share_and_its_mean() -> None:
