@@ -63,8 +63,9 @@ class Variant:
 
     Attributes
     ----------
-    columns : groups of columns: ``alpha158``, ``path``, ``token``, ``pca``, ``chosen``. label : of ``LABELS``.
-    learner : ``lightgbm``, ``small`` (shallower, slower trees), ``ridge``. ranked : columns as ranks within the date.
+    columns : groups of columns: ``alpha158``, ``path``, ``token``, ``pca``, ``embedding``, ``chosen``. label : of ``LABELS``.
+    learner : ``lightgbm``, ``small`` (shallower, slower trees), ``ridge``. ranked : columns as ranks within the date;
+    ``ours``: the Kronos columns alone, whose levels differ between the weights of the folds.
     blend : names of variants whose z-scored scores are averaged instead of learning. residual : learn what that
     variant's scores leave of the label, and add it to them. smooth : mean of so many sessions of the Kronos columns.
     """
@@ -72,7 +73,7 @@ class Variant:
     columns: tuple[str, ...] = ()
     label: str = "day1"
     learner: str = "lightgbm"
-    ranked: bool = False
+    ranked: bool | str = False
     blend: tuple[str, ...] = ()
     residual: str = ""
     smooth: int = 1
@@ -112,6 +113,16 @@ VARIANTS: dict[str, Variant] = {
     "blend_small": Variant(blend=("alpha158_small", "kronos_pca_small")),
     "blend_ridge": Variant(blend=("alpha158_small", "kronos_pca_ridge")),
     "residual": Variant((*KRONOS, "pca"), residual="alpha158"),
+    "alpha158+path_ours": Variant(("alpha158", "path"), ranked="ours"),
+    "alpha158+token_ours": Variant(("alpha158", "token"), ranked="ours"),
+    "alpha158+pca_ours": Variant(("alpha158", "pca"), ranked="ours"),
+    "alpha158+kronos_pca_ours": Variant(("alpha158", *KRONOS, "pca"), ranked="ours"),
+    "kronos_pca_ranked": Variant((*KRONOS, "pca"), ranked=True),
+    "embedding_ridge": Variant(("embedding",), learner="ridge", ranked=True),
+    "alpha158+embedding_ridge": Variant(("alpha158", "embedding"), learner="ridge", ranked=True),
+    "kronos_embedding_ridge": Variant((*KRONOS, "embedding"), learner="ridge", ranked=True),
+    "blend_embedding": Variant(blend=("alpha158", "embedding_ridge")),
+    "blend_ours": Variant(blend=("alpha158", "alpha158+kronos_pca_ours")),
 }
 
 
@@ -161,6 +172,7 @@ class Attempts:
             "chosen": frame[[at[name] for name in CHOSEN if name in at]],
             "pca": pd.DataFrame(pca, frame.index, [f"pca_{i:02d}" for i in range(COMPONENTS)]),
         }
+        self.groups["embedding"] = frame[[at[name] for name in embedding]]
         ours = {*embedding, *FACTORS, *TOKEN_FACTORS, *LABELS}
         self.groups["alpha158"] = frame[[at[name] for name in names if name not in ours]]
         self.labels = {name: self.z(frame[at[name]]) for name in LABELS}
@@ -179,7 +191,7 @@ class Attempts:
             if variant.smooth > 1 and name != "alpha158":
                 groups = part.groupby(level="instrument", group_keys=False)
                 part = groups.rolling(variant.smooth, min_periods=1).mean().droplevel(0).reindex(part.index)
-            if variant.ranked:
+            if variant.ranked is True or (variant.ranked == "ours" and name != "alpha158"):
                 part = part.groupby(level="datetime").rank(pct=True) - 0.5
             parts.append(part.to_numpy(dtype=np.float32))
         return np.concatenate(parts, axis=1)

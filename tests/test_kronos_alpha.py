@@ -200,8 +200,9 @@ def test_they_differ_in_the_handler_alone(places: Path, monkeypatch: pytest.Monk
     kronos, both, alone = (workflow(name, places)["task"] for name in LIGHTGBM)
     for task in (kronos, both, alone):
         handler = task["dataset"]["kwargs"].pop("handler")
-        own = {key: handler["kwargs"].pop(key, None) for key in ("factors", "alpha158")}
+        own = {key: handler["kwargs"].pop(key, None) for key in ("factors", "alpha158", "may_miss")}
         assert own["factors"] == (None if task is alone else "/some/factors")
         assert own["alpha158"] == (True if task is both else None)
+        assert own["may_miss"] == (None if task is alone else "dates")
         assert set(handler["kwargs"]) == {"instruments", "start_time", "end_time", "fit_start_time", "fit_end_time"}
     assert kronos == both == alone

@@ -98,15 +98,15 @@ def _pairs_text(pairs: pd.DataFrame, methods: Mapping[str, Method]) -> str:
         "",
         *PAIRS_HEAD,
     ]
-    table = pairs.set_index(["method", "rival", "measure"])
+    found = {(row["method"], row["rival"], row["measure"]): row for row in pairs.to_dict(orient="records")}
     order = pairs[pairs["measure"] == "rank_ic"].sort_values(["method", "difference"])
     for method, rival in order[["method", "rival"]].itertuples(index=False):
         cells = [f"{_plain(method, methods)} − {_plain(rival, methods)}"]
         for measure in ("rank_ic", "net"):
-            if (method, rival, measure) not in table.index:
+            row = found.get((method, rival, measure))
+            if row is None:
                 cells += ["–", "–"]
                 continue
-            row = table.loc[(method, rival, measure)]
             value, low, high = (_figure(float(row[name]), measure) for name in ("difference", "lower", "upper"))
             cells += [f"{value} [{low}, {high}]", _number(float(row["adjusted_p_value"]), 3)]
         lines.append("| " + " | ".join(cells) + " |")
