@@ -63,7 +63,7 @@ class Variant:
 
     Attributes
     ----------
-    columns : groups of columns: ``alpha158``, ``path``, ``token``, ``pca``, ``embedding``, ``chosen``. label : of ``LABELS``.
+    columns : groups: ``alpha158``, ``path``, ``token``, ``pca``, ``embedding``, ``chosen``. label : of ``LABELS``.
     learner : ``lightgbm``, ``small`` (shallower, slower trees), ``ridge``. ranked : columns as ranks within the date;
     ``ours``: the Kronos columns alone, whose levels differ between the weights of the folds.
     blend : names of variants whose z-scored scores are averaged instead of learning. residual : learn what that
