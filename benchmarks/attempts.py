@@ -63,7 +63,8 @@ class Variant:
 
     Attributes
     ----------
-    columns : groups: ``alpha158``, ``path``, ``token``, ``pca``, ``embedding``, ``chosen``. label : of ``LABELS``.
+    columns : groups: ``alpha158``, ``path``, ``token``, ``pca``, ``embedding``, ``chosen``; ``composite``: one column, the
+    ranks of all path and token factors weighted by their mean Rank IC on the fitted rows. label : of ``LABELS``.
     learner : ``lightgbm``, ``small`` (shallower, slower trees), ``ridge``. ranked : columns as ranks within the date;
     ``ours``: the Kronos columns alone, whose levels differ between the weights of the folds.
     blend : names of variants whose z-scored scores are averaged instead of learning. residual : learn what that
@@ -122,6 +123,12 @@ VARIANTS: dict[str, Variant] = {
     "alpha158+embedding_ridge": Variant(("alpha158", "embedding"), learner="ridge", ranked=True),
     "kronos_embedding_ridge": Variant((*KRONOS, "embedding"), learner="ridge", ranked=True),
     "blend_embedding": Variant(blend=("alpha158", "embedding_ridge")),
+    "composite": Variant(("composite",), learner="ridge", ranked=True),
+    "alpha158+composite": Variant(("alpha158", "composite")),
+    "alpha158+composite_small": Variant(("alpha158", "composite"), learner="small"),
+    "blend_composite": Variant(blend=("alpha158", "composite")),
+    "blend_composite_small": Variant(blend=("alpha158_small", "composite")),
+    "blend_three": Variant(blend=("alpha158", "alpha158_small", "composite")),
     "blend_ours": Variant(blend=("alpha158", "alpha158+kronos_pca_ours")),
 }
 
@@ -176,6 +183,15 @@ class Attempts:
         ours = {*embedding, *FACTORS, *TOKEN_FACTORS, *LABELS}
         self.groups["alpha158"] = frame[[at[name] for name in names if name not in ours]]
         self.labels = {name: self.z(frame[at[name]]) for name in LABELS}
+        self.groups["composite"] = self.composite(frame[at["day1"]])
+
+    def composite(self, label: pd.Series) -> pd.DataFrame:
+        """Ranks of the path and token factors, each weighted by its mean Rank IC on the fitted rows: one column."""
+        factors = pd.concat([self.groups["path"], self.groups["token"]], axis=1)
+        ranks = (factors.groupby(level="datetime").rank(pct=True) - 0.5).fillna(0.0)
+        target = label[self.fitted]
+        weights = np.array([daily_rank_ic(ranks.loc[self.fitted, name], target).mean() for name in ranks])
+        return pd.DataFrame({"composite": ranks.to_numpy() @ np.nan_to_num(weights)}, self.frame.index)
 
     @staticmethod
     def z(column: pd.Series) -> pd.Series:
