@@ -63,8 +63,8 @@ class Variant:
 
     Attributes
     ----------
-    columns : groups: ``alpha158``, ``path``, ``token``, ``pca``, ``embedding``, ``chosen``; ``composite``: one column, the
-    ranks of all path and token factors weighted by their mean Rank IC on the fitted rows. label : of ``LABELS``.
+    columns : groups: ``alpha158``, ``path``, ``token``, ``pca``, ``embedding``, ``chosen``; ``composite``: one column,
+    the ranks of all path and token factors weighted by their mean Rank IC on the fitted rows. label : of ``LABELS``.
     learner : ``lightgbm``, ``small`` (shallower, slower trees), ``ridge``. ranked : columns as ranks within the date;
     ``ours``: the Kronos columns alone, whose levels differ between the weights of the folds.
     blend : names of variants whose z-scored scores are averaged instead of learning. residual : learn what that
