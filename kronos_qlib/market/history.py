@@ -67,8 +67,8 @@ def fresh_bars(old: StoreBars, new: StoreBars) -> npt.NDArray[np.bool_]:
     last = old.layout.timestamps.max()
     known = np.isin(np.array(new.layout.instruments, dtype=object), np.array(old.layout.instruments, dtype=object))
     fresh = ~known[new.layout.codes] | (new.layout.timestamps > last)
-    table = _aligned(old, new, ~fresh)
-    _refuse_changes(table)
+    if not fresh.all():
+        _refuse_changes(_aligned(old, new, ~fresh))
     _refuse_short_context(old.layout, new.layout, fresh)
     return fresh
 

@@ -128,6 +128,8 @@ def changed(case: str) -> pd.DataFrame:
         frame = pd.concat([frame, row.assign(datetime=pd.Timestamp("2020-08-03"))])
     elif case == "short":
         frame = frame[frame["datetime"] > "2020-07-20"]
+    elif case == "new days alone":
+        frame = frame[frame["datetime"] > CUT]
     return frame.sort_values(["instrument", "datetime"]).reset_index(drop=True)
 
 
@@ -139,13 +141,14 @@ def changed(case: str) -> pd.DataFrame:
         ("missing", r"1 are missing in the files: SH600005 2020-03-02"),
         ("added", r"1 are in the files only: SH600001 2020-08-03"),
         ("short", r"only \d+ of its \d+ stored ones: they must reach back by 30 bars"),
+        ("new days alone", r"only 0 of its \d+ stored ones: they must reach back by 30 bars"),
     ],
 )
 def test_a_changed_past_is_refused_and_shown(tmp_path: Path, young: Path, case: str, message: str) -> None:
     before = features(young)
     with pytest.raises(ValueError, match=message) as caught:
         append(save(changed(case), tmp_path / "new.parquet"), young, {"csi300": members()})
-    assert isinstance(caught.value, HistoryChangedError) == (case != "short")
+    assert isinstance(caught.value, HistoryChangedError) == (case not in ("short", "new days alone"))
     assert features(young) == before
     assert store_metadata(young)["last"].startswith("2020-08-05")
 
