@@ -69,6 +69,7 @@ class Variant:
     ``ours``: the Kronos columns alone, whose levels differ between the weights of the folds.
     blend : names of variants whose z-scored scores are averaged instead of learning. residual : learn what that
     variant's scores leave of the label, and add it to them. smooth : mean of so many sessions of the Kronos columns.
+    rival : variant that it is compared with.
     """
 
     columns: tuple[str, ...] = ()
@@ -78,6 +79,7 @@ class Variant:
     blend: tuple[str, ...] = ()
     residual: str = ""
     smooth: int = 1
+    rival: str = "alpha158"
 
 
 KRONOS = ("path", "token")
@@ -129,6 +131,21 @@ VARIANTS: dict[str, Variant] = {
     "blend_composite": Variant(blend=("alpha158", "composite")),
     "blend_composite_small": Variant(blend=("alpha158_small", "composite")),
     "blend_three": Variant(blend=("alpha158", "alpha158_small", "composite")),
+    "alpha158_rank_label": Variant(("alpha158",), label="rank1"),
+    "alpha158+kronos_rank_label": Variant(
+        ("alpha158", *KRONOS), label="rank1", ranked="ours", rival="alpha158_rank_label"
+    ),
+    "linear": Variant(("alpha158",), label="rank1", learner="ridge", ranked=True),
+    "linear_kronos": Variant(KRONOS, label="rank1", learner="ridge", ranked=True, rival="linear"),
+    "linear+path": Variant(("alpha158", "path"), label="rank1", learner="ridge", ranked=True, rival="linear"),
+    "linear+token": Variant(("alpha158", "token"), label="rank1", learner="ridge", ranked=True, rival="linear"),
+    "linear+kronos": Variant(("alpha158", *KRONOS), label="rank1", learner="ridge", ranked=True, rival="linear"),
+    "linear+pca": Variant(("alpha158", "pca"), label="rank1", learner="ridge", ranked=True, rival="linear"),
+    "linear+embedding": Variant(("alpha158", "embedding"), label="rank1", learner="ridge", ranked=True, rival="linear"),
+    "linear+chosen": Variant(("alpha158", "chosen"), label="rank1", learner="ridge", ranked=True, rival="linear"),
+    "linear+composite": Variant(("alpha158", "composite"), label="rank1", learner="ridge", ranked=True, rival="linear"),
+    "linear_blend_composite": Variant(blend=("linear", "composite"), rival="linear"),
+    "linear_blend_kronos": Variant(blend=("linear", "linear_kronos"), rival="linear"),
     "blend_ours": Variant(blend=("alpha158", "alpha158+kronos_pca_ours")),
 }
 
@@ -183,7 +200,10 @@ class Attempts:
         ours = {*embedding, *FACTORS, *TOKEN_FACTORS, *LABELS}
         self.groups["alpha158"] = frame[[at[name] for name in names if name not in ours]]
         self.labels = {name: self.z(frame[at[name]]) for name in LABELS}
-        self.groups["composite"] = self.composite(frame[at["day1"]])
+        day1 = frame[at["day1"]]
+        # as Qlib's CSRankNorm
+        self.labels["rank1"] = (day1.groupby(level="datetime").rank(pct=True) - 0.5) * 3.46
+        self.groups["composite"] = self.composite(day1)
 
     def composite(self, label: pd.Series) -> pd.DataFrame:
         """Ranks of the path and token factors, each weighted by its mean Rank IC on the fitted rows: one column."""
@@ -303,18 +323,21 @@ def main() -> None:
     attempts = Attempts(read_table(args), bench, args.threads, args.state)
     known = {row["variant"]: row for row in read_rows(args.results)}
     wanted = [name for name in args.only.split(",") if name] or list(VARIANTS)
-    _, base = judge(attempts, "alpha158", None)
+    daily = {"": judge(attempts, "alpha158", None)[1]}
     for name in wanted:
         begin = time.perf_counter()
         if name not in known:
-            row, _ = judge(attempts, name, None if name == "alpha158" else base)
-            columns = VARIANTS[name]
-            about = {key: value for key, value in asdict(columns).items() if value != getattr(Variant(), key)}
+            variant = VARIANTS[name]
+            if variant.rival not in daily:
+                daily[variant.rival] = judge(attempts, variant.rival, None)[1]
+            row, _ = judge(attempts, name, None if name == variant.rival else daily[variant.rival])
+            about = {key: value for key, value in asdict(variant).items() if value != getattr(Variant(), key)}
             known[name] = row | {"every": args.every, "commit": current_commit(), "what": json.dumps(about)}
             write_rows(args.results, list(known.values()))
         print(f"{time.perf_counter() - begin:6.1f} s  {known[name]}", flush=True)
     table = pd.DataFrame(known.values()).sort_values("rank_ic", ascending=False, key=lambda c: c.astype(float))
     print(table.drop(columns=["commit", "what"]).to_string(index=False))
+    base = daily[""]
     error = float(base.std() / np.sqrt(len(base)))
     print(f"the best of {len(known)} null variants gains about {expected_null_maximum(len(known)) * error:.4f}, "
           f"with errors as large as the base's own ({error:.4f}); paired differences have smaller ones")  # fmt: skip
