@@ -53,7 +53,7 @@ def test_later_registries_add_and_override(tmp_path: Path) -> None:
         ("one: {title: One, family: control, kind: lagged, of: none}", "unknown key 'none'"),
         ("one: {title: One, family: control, kind: lagged, of: one}", "made of another's scores itself"),
         ("one: {title: One, family: kronos, kind: scores}", "which need it"),
-        ("one: {title: One, family: kronos, kind: column, path: file}", "belongs to kind scores"),
+        ("one: {title: One, family: kronos, kind: column, path: file}", "belongs to kinds"),
         ("one: {title: One, family: kronos, kind: scores, path: file, seen: never}", "unknown key 'never'"),
         ("one: 3", "expected a mapping"),
         ("- one", "expected a mapping"),
