@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from kronos_qlib.forecast.store_lock import wait_for_lock
 from kronos_qlib.market.swap import whole_file
 
 FIGURES = (
@@ -125,10 +126,11 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def add_row(path: Path, row: Row) -> None:
-    """Add a row, in place of an earlier one of the same method, seed and segment."""
+    """Add a row, in place of an earlier one of the same method, seed and segment; runs beside each other take turns."""
     mine = (row.method, row.seed, row.segment)
-    kept = [other for other in read_rows(path) if (other.method, other.seed, other.segment) != mine]
-    write_rows(path, [*kept, row])
+    with wait_for_lock(path.with_suffix(".lock")):
+        kept = [other for other in read_rows(path) if (other.method, other.seed, other.segment) != mine]
+        write_rows(path, [*kept, row])
 
 
 def _row(line: dict[str, str], path: Path, number: int) -> Row:

@@ -23,6 +23,7 @@ from kronos_qlib.comparison.task import Protocol, Task
 from kronos_qlib.comparison.worker import NotRun, run_method
 from kronos_qlib.evaluation.controls import shuffle_within_date
 from kronos_qlib.evaluation.decay import lag_score
+from kronos_qlib.forecast.store_lock import wait_for_lock
 from kronos_qlib.loader import KronosFactorLoader
 
 Report = Callable[[Row, bool], None]
@@ -259,7 +260,7 @@ def write_description(path: Path, config: RunConfig, methods: Sequence[Method]) 
     """Write the configurations behind the hashes of the rows, beside them, as JSON."""
     from kronos_qlib.comparison.task import fingerprint
 
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known |= {fingerprint(m.configuration()): {"method": m.name} | m.configuration() for m in methods}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(known, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    with wait_for_lock(path.with_suffix(".lock")):
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known |= {fingerprint(m.configuration()): {"method": m.name} | m.configuration() for m in methods}
+        path.write_text(json.dumps(known, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -39,6 +40,17 @@ def try_lock(path: Path, *, shared: bool = False) -> Iterator[bool]:
             yield True
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def wait_for_lock(path: Path, pause: float = 0.05) -> Iterator[None]:
+    """Hold the lock ``path`` during the block, waiting for as long as another holder has it."""
+    while True:
+        with try_lock(path) as held:
+            if held:
+                yield
+                return
+        time.sleep(pause)
 
 
 @contextmanager

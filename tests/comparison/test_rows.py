@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,3 +61,20 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(ValueError, match="expected"):
         read_rows(path)
+
+
+def _add_rows(path: Path, method: str) -> None:
+    for seed in range(8):
+        add_row(path, replace(ROW, method=method, seed=seed, key=f"{method}{seed}"))
+
+
+def test_two_processes_lose_none_of_each_others_rows(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "alpha.csv"
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_add_rows, args=(path, name)) for name in ("one", "two")]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len(read_rows(path)) == 16
