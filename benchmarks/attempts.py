@@ -323,7 +323,7 @@ def main() -> None:
     attempts = Attempts(read_table(args), bench, args.threads, args.state)
     known = {row["variant"]: row for row in read_rows(args.results)}
     wanted = [name for name in args.only.split(",") if name] or list(VARIANTS)
-    daily = {"": judge(attempts, "alpha158", None)[1]}
+    daily = {"alpha158": judge(attempts, "alpha158", None)[1]}
     for name in wanted:
         begin = time.perf_counter()
         if name not in known:
@@ -337,7 +337,7 @@ def main() -> None:
         print(f"{time.perf_counter() - begin:6.1f} s  {known[name]}", flush=True)
     table = pd.DataFrame(known.values()).sort_values("rank_ic", ascending=False, key=lambda c: c.astype(float))
     print(table.drop(columns=["commit", "what"]).to_string(index=False))
-    base = daily[""]
+    base = daily["alpha158"]
     error = float(base.std() / np.sqrt(len(base)))
     print(f"the best of {len(known)} null variants gains about {expected_null_maximum(len(known)) * error:.4f}, "
           f"with errors as large as the base's own ({error:.4f}); paired differences have smaller ones")  # fmt: skip

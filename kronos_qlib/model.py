@@ -21,7 +21,7 @@ from kronos_qlib.model_checkpoint import open_fitted_head, open_forecaster
 from kronos_qlib.model_head import SIGNAL as HEAD_SIGNAL
 from kronos_qlib.model_head import check_head, check_windows, fit_head, keep_head
 from kronos_qlib.model_marks import last_day, mark_cutoff, record_rows, warn_of_cutoff
-from kronos_qlib.model_pit import PIT_ARTIFACT, PathOutcomes
+from kronos_qlib.model_pit import PathOutcomes
 from kronos_qlib.model_settings import (
     check_context,
     kline_dataset,
@@ -33,6 +33,7 @@ from kronos_qlib.model_settings import (
 )
 from kronos_qlib.model_training import ModelTraining, check_training, train_on
 from kronos_qlib.record import active_recorder, save_frame
+from kronos_qlib.report_record import PIT_ARTIFACT
 from kronos_qlib.training.alpha_files import TrainedHead
 from kronos_qlib.training.alpha_head import HeadTraining
 

@@ -12,8 +12,6 @@ from kronos_qlib.forecast.keys import window_keys
 from kronos_qlib.forecast.paths import KlinePaths
 from kronos_qlib.market.panel import BarPanel
 
-PIT_ARTIFACT = "path_pit.parquet"
-
 
 class PathOutcomes:
     """PIT of the realised close among the paths of each window, by forecast step.

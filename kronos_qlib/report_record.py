@@ -13,10 +13,10 @@ from qlib.workflow.record_temp import ACRecordTemp, SignalRecord
 from qlib.workflow.recorder import Recorder
 
 from kronos_qlib.kronos.config import check_keys
-from kronos_qlib.model_pit import PIT_ARTIFACT
 from kronos_qlib.report.contents import ReportInputs
 
 REPORT = "report.html"
+PIT_ARTIFACT = "path_pit.parquet"
 REPORT_KEYS = ("title", "label_col", "lags", "control_seeds", "skip_existing")
 OFFERED = {"model", "dataset"}  # qrun offers them to every record, and only a TypeError tells it that one has no use
 SHOWN_PARAMETERS = {

@@ -14,11 +14,10 @@ from qlib.workflow import R
 from rolling_tasks import linear_task, workflow
 from tiny_market import write_tiny_store
 
-from kronos_qlib.model_pit import PIT_ARTIFACT
 from kronos_qlib.record import save_frame
 from kronos_qlib.report import contents
 from kronos_qlib.report.page import NO_PATHS
-from kronos_qlib.report_record import KronosReportRecord
+from kronos_qlib.report_record import PIT_ARTIFACT, KronosReportRecord
 from kronos_qlib.rolling import KronosRolling
 
 RECORD = {"class": "KronosReportRecord", "module_path": "kronos_qlib.record", "kwargs": {"control_seeds": 2}}
