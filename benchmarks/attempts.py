@@ -40,6 +40,7 @@ from kronos_qlib.evaluation.ic import daily_rank_ic, ic_summary
 from kronos_qlib.evaluation.null_maximum import expected_null_maximum
 from kronos_qlib.forecast.token_factors import TOKEN_FACTORS
 from kronos_qlib.handler import KronosAlpha
+from kronos_qlib.market.calendars import on_every
 
 STOP = ("2014-01-01", "2014-12-31")  # early stopping, inside train
 LABELS = {"day1": "Ref($close, -2)/Ref($close, -1) - 1", "day5": "Ref($close, -6)/Ref($close, -1) - 1",
@@ -164,8 +165,8 @@ def read_table(args: argparse.Namespace) -> pd.DataFrame:
     )  # fmt: skip
     frame = handler.fetch(col_set=handler.CS_RAW)
     days = pd.DatetimeIndex(frame.index.get_level_values("datetime"))
-    sessions = pd.DatetimeIndex(D.calendar(freq="day")[:: args.every])
-    frame = frame[(days > protocol.train[1]) | days.isin(sessions)].astype(np.float32)
+    kept_days = on_every(days, pd.DatetimeIndex(D.calendar(freq="day")), args.every)
+    frame = frame[(days > protocol.train[1]) | kept_days].astype(np.float32)
     frame.columns = ["|".join(map(str, column)) for column in frame.columns]
     args.state.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(kept)

@@ -25,6 +25,7 @@ from kronos_qlib.forecast.store_source import FactorSource, source_fingerprint, 
 from kronos_qlib.forecast.store_verify import VerifyReport
 from kronos_qlib.forecast.token_factors import TOKEN_FACTORS
 from kronos_qlib.kronos.config import check_keys
+from kronos_qlib.market.calendars import on_every
 
 Rows = npt.NDArray[np.int64]
 logger = logging.getLogger(__name__)
@@ -117,7 +118,10 @@ class FactorTable:
     ) -> None:
         self.forecasters = tuple(forecasters)
         self.panel = dataset.panel
-        self.members = _every(dataset.rows(segment), self.panel.calendar, settings.every)
+        members = dataset.rows(segment)
+        self.members = members[
+            on_every(members.index.get_level_values("datetime"), self.panel.calendar, settings.every)
+        ]
         self.rows: Rows = np.unique(self.members["row"].to_numpy())
         self.rows = self.rows[self.rows >= 0]
         if not len(self.rows):
@@ -266,11 +270,3 @@ class FactorTable:
                 calendar=self.calendar,
             )
         return paths, tokens
-
-
-def _every(members: pd.DataFrame, sessions: pd.DatetimeIndex, every: int) -> pd.DataFrame:
-    """Keep every so many sessions, counted on the store's calendar, so that a run's dates decide nothing."""
-    if every == 1:
-        return members
-    kept = sessions[::every]
-    return members[pd.DatetimeIndex(members.index.get_level_values("datetime")).isin(kept)]

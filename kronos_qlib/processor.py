@@ -20,6 +20,7 @@ from qlib.log import get_module_logger
 from kronos_qlib.alpha.components import Components, fit_components
 from kronos_qlib.alpha.factors_table import TABLE_FACTORS, compute_table_factors
 from kronos_qlib.kronos.config import check_keys
+from kronos_qlib.market.calendars import on_every
 
 logger = get_module_logger("kronos_qlib.processor")
 PROCESSOR_KEYS = ("fit_start_time", "fit_end_time", "n_components", "fields_group", "pattern", "prefix")
@@ -226,9 +227,9 @@ class EverySession(Processor):
     def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
         """Return the rows that are kept."""
         days = pd.DatetimeIndex(df.index.get_level_values("datetime"))
-        kept = pd.DatetimeIndex(D.calendar(freq="day")[:: self.every])
+        kept = on_every(days, pd.DatetimeIndex(D.calendar(freq="day")), self.every)
         fitted = (days >= pd.Timestamp(self.fit_start_time)) & (days <= pd.Timestamp(self.fit_end_time))
-        return df[~fitted | days.isin(kept)]
+        return df[~fitted | kept]
 
     def is_for_infer(self) -> bool:
         """Say that scores need every row."""

@@ -213,6 +213,11 @@ def calendar_from_index(index: pd.DatetimeIndex, freq: str = "day", name: str = 
     return SessionCalendar(name, freq, index)
 
 
+def on_every(times: pd.Index, calendar: pd.DatetimeIndex, every: int) -> npt.NDArray[np.bool_]:
+    """Say of each time whether it is one of every so many of a calendar, counted from its first: no span decides."""
+    return np.asarray(pd.DatetimeIndex(times).isin(calendar[::every]))
+
+
 def future_times(
     calendar: TradingCalendar, timestamps: npt.NDArray[np.datetime64] | pd.DatetimeIndex, n: int
 ) -> npt.NDArray[np.datetime64]:
