@@ -86,6 +86,8 @@ class CheckpointCard(Settings):
         First and last date of the bars that touched the weights. Contexts count: their bars are learned too, if with
         less weight, and a window's context may begin before the span whose bars it was to predict (unless that is
         isolated).
+    held_out : list of pairs of dates
+        Spans between the two, ends included, no bar of which touched the weights: cross-fitting takes rows of theirs.
     valid_start, valid_end : date
         Span that the weights were chosen by. Where it ends after the cutoff, figures on it are flattered a little.
     universe : str
@@ -130,6 +132,7 @@ class CheckpointCard(Settings):
     commit: str = Field(min_length=1)
     recipe: dict[str, Any] = Field(default_factory=dict)
     parent: Parent | None = None
+    held_out: list[tuple[datetime.date, datetime.date]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _dates_in_order(self) -> Self:
@@ -137,6 +140,11 @@ class CheckpointCard(Settings):
             raise ValueError(f"train_start {self.train_start} lies after the cutoff {self.cutoff}")
         if self.valid_start > self.valid_end:
             raise ValueError(f"valid_start {self.valid_start} lies after valid_end {self.valid_end}")
+        for begin, end in self.held_out:
+            if not self.train_start < begin <= end < self.cutoff:
+                raise ValueError(
+                    f"held_out has {begin} to {end}; expected a span between train_start and cutoff, the first first"
+                )
         return self
 
     @model_validator(mode="after")
@@ -202,6 +210,7 @@ def make_card(
     commit: str | None = None,
     recipe: Mapping[str, Any] | None = None,
     parent: Parent | None = None,
+    held_out: Iterable[tuple[datetime.date, datetime.date]] = (),
 ) -> CheckpointCard:
     """Make the card of two networks that were just trained.
 
@@ -242,6 +251,7 @@ def make_card(
         commit=commit or source_commit(),
         recipe=dict(recipe or {}),
         parent=parent,
+        held_out=list(held_out),
     )
 
 
@@ -282,6 +292,15 @@ def card_day(card: Mapping[str, Any], key: str) -> datetime.date | None:
         raise ValueError(
             f"the checkpoint's card says {key}={card[key]!r}; expected a date such as 2014-12-31"
         ) from error
+
+
+def card_spans(card: Mapping[str, Any], key: str) -> list[tuple[datetime.date, datetime.date]]:
+    """Return the spans of a card of any make, none where it has none; ValueError where one is no pair of dates."""
+    found = card.get(key) or []
+    try:
+        return [(read_date(begin), read_date(end)) for begin, end in found]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the checkpoint's card says {key}={found!r}; expected pairs of dates") from error
 
 
 def read_date(value: str | datetime.date) -> datetime.date:

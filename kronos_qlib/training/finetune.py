@@ -28,6 +28,7 @@ from kronos_qlib.training.card_files import write_card
 from kronos_qlib.training.corpus import Corpus
 from kronos_qlib.training.distributed import Processes
 from kronos_qlib.training.finetune_recipe import FinetuneRecipe
+from kronos_qlib.training.learned_spans import gaps, learned
 from kronos_qlib.training.objectives import Objective, PredictorObjective, TokenizerObjective
 from kronos_qlib.training.recipe import check_bits
 from kronos_qlib.training.recipe_windows import Windows, check_policy
@@ -107,7 +108,8 @@ def finetune(
     -------
     dict
         The card: the parent's fingerprint in ``parent``; ``cutoff`` the later one of the parent's and the end of
-        ``recipe.train``, ``train_start`` the earlier one; ``valid_figures`` with the figures ``before``, of the weights
+        ``recipe.train``, ``train_start`` the earlier one, ``held_out`` what neither learned between them (an isolated
+        recipe keeps its contexts from reaching into it); ``valid_figures`` with the figures ``before``, of the weights
         that the stage began with.
 
     Notes
@@ -204,6 +206,8 @@ class _Run:
         steps = int(self.histories["predictor"].entries[-1]["step"])
         tokenizer = load_tokenizer(self.out)
         older_valid = [cards.card_day(known, key) for key in ("valid_start", "valid_end")]
+        begin = min(recipe.train.start, self.windows.first_day())
+        older = learned(first or BEFORE_ALL_BARS, cutoff, cards.card_spans(known, "held_out"))
         return cards.make_card(
             tokenizer,
             load_model(self.out),
@@ -211,7 +215,7 @@ class _Run:
             lookback=recipe.lookback,
             horizon=recipe.forecast_horizon,
             max_context=recipe.max_context,
-            train_start=min(first or BEFORE_ALL_BARS, recipe.train.start, self.windows.first_day()),
+            train_start=min(first or BEFORE_ALL_BARS, begin),
             cutoff=max(cutoff, recipe.train.end),
             valid_start=min(day for day in (older_valid[0], recipe.valid.start) if day is not None),
             valid_end=max(day for day in (older_valid[1], recipe.valid.end) if day is not None),
@@ -232,6 +236,7 @@ class _Run:
                 cutoff=cutoff,
                 parent=known.get("parent"),
             ),
+            held_out=gaps([*older, (begin, recipe.train.end)]),
         )
 
     def _identity(self, network: str) -> dict[str, Any]:

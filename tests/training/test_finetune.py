@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from tiny_training import tiny_corpus, tiny_frame, tiny_panel, tiny_recipe
 
 from kronos_qlib.cli import main
+from kronos_qlib.forecast.crossfit import SeenBars
 from kronos_qlib.kronos import Kronos, ModelConfig, fingerprint, load_card, load_model, load_tokenizer
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.training.card_files import read_card
@@ -85,6 +87,24 @@ def test_the_result_is_an_ordinary_checkpoint(parent: Path, tuned: Path) -> None
     assert figures["before"]["valid_forecast"] != figures["valid_forecast"]
     assert list(json.loads((tuned / "curves.json").read_text())) == ["predictor"]
     assert load_card(tuned)["command"] == "the command"
+
+
+def test_years_between_that_nobody_learned_are_held_out(corpus: Corpus, parent: Path, tmp_path: Path) -> None:
+    # contexts of July's windows reach back into June, those of an isolated recipe do not
+    later = {"train": {"start": "2010-07-20", "end": "2010-09-30"}}
+    card = finetune(parent, corpus, tiny_tuning(**later, isolated=True), tmp_path / "isolated")
+    assert card["held_out"] == [["2010-06-01", "2010-07-19"]]
+    assert (card["train_start"], card["cutoff"]) == ("2010-01-01", "2010-09-30")
+    reached = finetune(parent, corpus, tiny_tuning(**later), tmp_path / "reaching")["held_out"]
+    assert "2010-06-01" < reached[0][1] < "2010-07-19"
+    seen = dataclasses.replace(SeenBars.from_card(card, "child"), chosen_on=None)
+    june, july = (np.array([f"2010-{day}"], dtype="datetime64[D]") for day in ("06-01", "07-19"))
+    assert seen.untouched(june, july).all()
+    assert not seen.untouched(june, july + 1).any()
+    assert not seen.untouched(june - 1, july).any()
+    # a grandchild that learns August alone leaves the gap as it is
+    again = tiny_tuning(train={"start": "2010-08-20", "end": "2010-09-30"}, isolated=True)
+    assert finetune(tmp_path / "isolated", corpus, again, tmp_path / "again")["held_out"] == card["held_out"]
 
 
 def test_frozen_layers_keep_every_bit(corpus: Corpus, parent: Path, tmp_path: Path) -> None:
