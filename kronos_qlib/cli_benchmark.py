@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from kronos_qlib.comparison.rows import Row
     from kronos_qlib.comparison.run import RunConfig
 
-STEPS = ("list", "run", "compare", "probability", "render")
+STEPS = ("list", "run", "compare", "importance", "probability", "render")
 
 
 def benchmark(
-    step: str = typer.Argument("run", help="list, run, compare, probability or render."),
+    step: str = typer.Argument("run", help="list, run, compare, importance, probability or render."),
     store: Path | None = typer.Option(None, envvar="KRONOS_STORE", help="Folder of a Qlib store with a fingerprint."),
     results: Path = typer.Option(Path("benchmarks/results"), help="Folder of the CSV files."),
     state: Path = typer.Option(
@@ -45,12 +45,14 @@ def benchmark(
     list         which methods there are, with their time budgets
     run          run methods; a finished row is not repeated
     compare      paired block-bootstrap differences, Romano–Wolf, costs, years, groups
+    importance   gain of LightGBM's kept fits by column and group (Alpha158, Kronos factors)
     probability  CRPS, coverage and PIT of a checkpoint beside HistVol20 and GARCH-t
     render       write the table and its figures into the README, between its markers
     Examples:
       kronos-qlib benchmark list
       kronos-qlib benchmark run --store STORE --methods reversal_5,linear_alpha158
       kronos-qlib benchmark compare --segment valid --named kronos_zero_shot
+      kronos-qlib benchmark importance --methods lightgbm_alpha158_kronos
     """
     from kronos_qlib.comparison.methods import REGISTRY, choose, read_methods
     from kronos_qlib.kronos.config import check_keys
@@ -66,6 +68,11 @@ def benchmark(
         from kronos_qlib.comparison.statistics import compare
 
         for line in compare(results, state, segment, chosen, _split(named), n_tried=tried):
+            typer.echo(line)
+    elif step == "importance":
+        from kronos_qlib.comparison.importance import importance
+
+        for line in importance(results, state, segment, known, _split(methods)):
             typer.echo(line)
     elif step == "probability":
         from kronos_qlib.comparison.probability import judge_probability

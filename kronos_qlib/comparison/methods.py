@@ -29,6 +29,7 @@ BUILT_IN = (
 )  # fmt: skip
 WITH_PATH = ("factor", "scores")
 OF_QLIB = ("MODEL", "DATASET", "PRED")
+LIGHTGBM = "LGBModel"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,11 @@ class Method:
     def seeded(self) -> bool:
         """Whether the task has a seed to set."""
         return SEED in _texts(self.task)
+
+    @property
+    def has_gain(self) -> bool:
+        """Whether its fit says what each column gained: Qlib's LightGBM (DoubleEnsemble's parts drop columns)."""
+        return self.task.get("model", {}).get("class") == LIGHTGBM
 
     def placeholders(self) -> list[str]:
         """Names in angle brackets that the caller must give, sorted; seed and threads are not among them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import pandas as pd
 
 from kronos_qlib.market.swap import whole_file
 
-SCORES, DAILY, TASK, RAW, FIT = "scores.parquet", "daily.parquet", "task.json", "raw.parquet", "params.pkl"
+SCORES, DAILY, TASK, RAW = "scores.parquet", "daily.parquet", "task.json", "raw.parquet"
+FIT, FIT_COLUMNS = "params.pkl", "columns.json"
 
 
 class State:
     """A folder: ``runs/<task key>/`` with scores and daily series, ``fits/<fit key>/`` with fitted models.
 
-    The models are pickles, which a later run loads: take somebody else's folder to compare only, and without ``fits``.
+    The models are pickles, which a later run and ``importance`` load: take somebody else's folder to compare only, and
+    without ``fits``. Beside a fit that knows its columns by number stands ``columns.json``, their names in order.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,10 +31,8 @@ class State:
         return self.folder / "runs" / key
 
     def fit(self, key: str) -> Path:
-        """Folder of a fitted model, made when asked for."""
-        place = self.folder / "fits" / key
-        place.mkdir(parents=True, exist_ok=True)
-        return place
+        """Folder of a fitted model."""
+        return self.folder / "fits" / key
 
     def has(self, key: str) -> bool:
         """Whether a run was kept whole."""
@@ -82,3 +83,14 @@ class State:
                 f"the state folder {self.folder} has no run {key}: its row was made elsewhere; take that folder, or "
                 "remove the row and run it again"
             )
+
+
+def read_fit(folder: Path) -> Any:
+    """The fitted model of a folder, unpickled, which runs what is in it: of a folder that you alone can write."""
+    return pickle.loads((folder / FIT).read_bytes())
+
+
+def read_fit_columns(folder: Path) -> list[str] | None:
+    """Names of the columns that a fit was made on, in its order; None where nobody noted them."""
+    place = folder / FIT_COLUMNS
+    return list(json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else None

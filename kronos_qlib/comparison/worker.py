@@ -3,11 +3,12 @@
 A fit is kept as a pickle, the only form that all of Qlib's models have, in the state folder, and unpickled from there:
 valid and test share one fit, and test may not be scored when valid is, so keeping predictions alone would not do. Who
 can write into that folder (``--state``, ``KRONOS_BENCHMARK_STATE``) can run code as you: it must be yours alone.
-Nothing else is unpickled; figures, comparisons and the README's table are read from parquet, CSV and JSON.
+Only a run and ``importance`` unpickle; figures, comparisons and the README's table are read from parquet, CSV and JSON.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import pickle
@@ -22,11 +23,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
+from qlib.data.dataset.handler import DataHandlerLP
 from qlib.model.base import Model
 from qlib.utils import init_instance_by_config
 
 from kronos_qlib.comparison.methods import fill
-from kronos_qlib.comparison.state import FIT, RAW
+from kronos_qlib.comparison.state import FIT, FIT_COLUMNS, RAW, read_fit
 from kronos_qlib.comparison.task import Task
 from kronos_qlib.examine import open_store
 from kronos_qlib.market.swap import whole_file
@@ -93,26 +95,35 @@ def build(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compute_scores(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path) -> pd.Series:
-    """Fit (or take the kept fit of) a task's model in this process, and score its segment."""
+    """Fit (or take the kept fit of) a task's model in this process, and score its segment.
+
+    Beside a LightGBM fit the names of its columns are noted, which Qlib does not tell it; where they are missing,
+    scoring a kept fit notes them.
+    """
     _seed(task.seed)
     log = folder / "log"
     shutil.rmtree(log, ignore_errors=True)
     filled = build(task, given)
     kept = fit_folder / FIT
+    fresh = not kept.is_file()
     with record_to(log):
         dataset = init_instance_by_config(filled["dataset"])
-        if kept.is_file():
-            model = pickle.loads(kept.read_bytes())
+        if not fresh:
+            model = read_fit(fit_folder)
         else:
             model = init_instance_by_config(filled["model"], accept_types=Model)
             model.fit(dataset)
         scores = model.predict(dataset)
     if isinstance(scores, pd.DataFrame):  # TRA gives its score among other columns
         scores = scores["score"] if "score" in scores else scores.iloc[:, 0]
-    if not kept.is_file():
+    if fresh:
         fit_folder.mkdir(parents=True, exist_ok=True)
         with whole_file(kept) as partial:
             partial.write_bytes(pickle.dumps(model))
+    if task.method.has_gain and (fresh or not (fit_folder / FIT_COLUMNS).is_file()):
+        columns = dataset.handler.get_cols("feature", data_key=DataHandlerLP.DK_L)  # what LGBModel fits on
+        with whole_file(fit_folder / FIT_COLUMNS) as partial:
+            partial.write_text(json.dumps(columns, indent=0) + "\n", encoding="utf-8")
     return scores.rename("score")
 
 
