@@ -2,10 +2,16 @@
 
     python benchmarks/training.py --upstream FOLDER           # a checkout of the original, commit 67b630e
     python benchmarks/training.py --threads 1                 # ours alone
+    python benchmarks/training.py --upstream FOLDER --threads 2 --processes 2 --variants bfloat16 --rounds 3
 
 Runs the original's own loop (``finetune/train_predictor.py``, from data loading to the optimiser step) and ours, and
 times from one step's forward pass to the next one's. Prints medians and ratios, and one JSON line last. The original's
 model stands bare where it is wrapped in DistributedDataParallel as published, which spares it a copy of the gradients.
+
+``--processes 2`` also times ours in two processes of one thread each, the same batch split between them, joined by gloo
+as ``torchrun --nproc-per-node 2 -m kronos_qlib.cli pretrain`` joins them, and the original on one thread. The original
+can be started so as well and is not here; half its step on one thread, whose loader has the other core to itself, is
+the least that its two processes could take, and stands beside ours.
 """
 
 from __future__ import annotations
@@ -13,14 +19,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import pickle
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +42,7 @@ from torch import Tensor, nn
 from kronos_qlib.kronos import Kronos, KronosTokenizer, ModelConfig, TokenizerConfig
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.training.corpus import Corpus
+from kronos_qlib.training.distributed import Processes, processes_from_environment
 from kronos_qlib.training.objectives import PredictorObjective
 from kronos_qlib.training.recipe import PredictorTraining
 from kronos_qlib.training.stagnant import StretchFilter
@@ -59,6 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16 compiled": {"dtype": "bfloat16", "compile": True},
 }
 WARM = 3
+ONE_THREAD = "original, 1 thread"
 
 
 def bars(instruments: int = 40, sessions: int = 1_500) -> dict[str, pd.DataFrame]:
@@ -114,6 +124,17 @@ def one_process_group(folder: Path) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many CPU threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def original(upstream: Path, frames: dict[str, pd.DataFrame], steps: int, workers: int) -> list[float]:
     """Seconds of steps of the original's loop."""
     # its experiment tracker is imported at the top, and not used here
@@ -161,8 +182,10 @@ class TimedObjective(PredictorObjective):
         return super().prepare(batch, device)
 
 
-def ours(frames: dict[str, pd.DataFrame], steps: int, **settings: Any) -> list[float]:
-    """Seconds of steps of our loop."""
+def ours(
+    frames: dict[str, pd.DataFrame], steps: int, processes: Processes | None = None, **settings: Any
+) -> list[float]:
+    """Seconds of steps of our loop, of this process where it is one of several."""
     parts = [
         frame.rename(columns={"vol": "volume", "amt": "amount"}).assign(instrument=k) for k, frame in frames.items()
     ]
@@ -178,8 +201,60 @@ def ours(frames: dict[str, pd.DataFrame], steps: int, **settings: Any) -> list[f
         ends = corpus.ends(LOOKBACK, AHEAD, filters=StretchFilter.off())
         stream = WindowStream(corpus, ends, lookback=LOOKBACK, horizon=AHEAD, batch_size=BATCH, seed=0)
         # the validation at the end is no part of a step
-        train(model, objective, stream, lambda network: {"forecast": 0.0}, config, Path(name), name="ours")
+        train(
+            model, objective, stream, lambda network: {"forecast": 0.0}, config, Path(name), name="ours",
+            distributed=processes,
+        )  # fmt: skip
     return objective.clock.seconds()
+
+
+def in_processes(name: str, steps: int, count: int) -> list[float]:
+    """Seconds of steps of our loop in several processes of one thread each, which wait for each other every step."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "seconds.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        command += [str(Path(__file__).resolve()), "--variants", name, "--steps", str(steps), "--one-of", str(result)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run(command, env=environment, check=True)
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+def be_one_of(arguments: argparse.Namespace) -> None:
+    """One of the processes that ``in_processes`` starts; the first writes its seconds."""
+    torch.set_num_threads(1)
+    (name,) = arguments.variants
+    with processes_from_environment(torch.device("cpu")) as processes:
+        seconds = ours(bars(), arguments.steps + WARM + 1, processes, **VARIANTS[name])
+        if processes.first:
+            arguments.one_of.write_text(json.dumps(seconds), encoding="utf-8")
+
+
+def measurements(arguments: argparse.Namespace) -> dict[str, Callable[[], list[float]]]:
+    """What is timed, by the name of its row."""
+    frames, steps = bars(), arguments.steps + WARM + 1
+    upstream, workers, count = arguments.upstream, arguments.upstream_workers, arguments.processes
+
+    def upstream_on_one_thread() -> list[float]:
+        with threads(1):
+            return original(upstream, frames, steps, workers)
+
+    rows: dict[str, Callable[[], list[float]]] = {}
+    if upstream is not None:
+        rows["original"] = lambda: original(upstream, frames, steps, workers)
+        if count > 1 and arguments.threads > 1:
+            rows[ONE_THREAD] = upstream_on_one_thread
+    for name in arguments.variants:
+        rows[name] = lambda name=name: ours(frames, steps, **VARIANTS[name])
+    if count > 1:
+        for name in arguments.variants:
+            rows[f"{name}, {count} processes"] = lambda name=name: in_processes(name, arguments.steps, count)
+    return rows
+
+
+def least_of_processes(medians: dict[str, float], count: int) -> float | None:
+    """The least that a step of the original could take in several processes of one thread; None: not known."""
+    alone = medians.get(ONE_THREAD, medians.get("original"))
+    return None if alone is None or count == 1 else alone / count
 
 
 def main() -> None:
@@ -191,27 +266,48 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="of ours")
     parser.add_argument("--cpu-time", action="store_true", help="count processor time: one thread, no loader processes")
+    parser.add_argument("--processes", type=int, default=1, help="more than 1: ours also in so many, of a thread each")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="so many times everything in turn, so that all meet alike"
+    )
+    parser.add_argument("--one-of", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.one_of is not None:
+        be_one_of(arguments)
+        return
+    if BATCH % arguments.processes:
+        parser.error(f"--processes {arguments.processes} does not divide a batch of {BATCH}")
     if arguments.cpu_time:
+        if arguments.processes > 1:
+            parser.error("--cpu-time counts one process and leaves out how they wait; leave out --processes")
         Clock.now = staticmethod(time.process_time)
         arguments.threads, arguments.upstream_workers = 1, 0
     torch.set_num_threads(arguments.threads)
-    frames, steps = bars(), arguments.steps + WARM + 1
-    found: dict[str, list[float]] = {}
-    if arguments.upstream is not None:
-        found["original"] = original(arguments.upstream, frames, steps, arguments.upstream_workers)
-    for name in arguments.variants:
-        found[name] = ours(frames, steps, **VARIANTS[name])
+    rows = measurements(arguments)
+    found: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(arguments.rounds):
+        for name, measure in rows.items():
+            found[name] += measure()
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}
-    print(f"{BATCH} windows of {WINDOW} bars a step, {arguments.threads} threads, {arguments.steps} steps each")
+    least = least_of_processes(medians, arguments.processes)
+    print(f"{BATCH} windows of {WINDOW} bars a step, {arguments.threads} threads, "
+          f"{arguments.steps * arguments.rounds} steps each")  # fmt: skip
     for name, median in medians.items():
         tokens = BATCH * (WINDOW - 1) / median
         ratio = f", {medians['original'] / median:.2f} times the original" if "original" in medians else ""
-        print(f"{name:>18}: {1e3 * median:7.1f} ms a step, {tokens:9,.0f} tokens/s{ratio}")
+        if least is not None and name.endswith(" processes"):
+            ratio += f", {least / median:.2f} times the original's bound in {arguments.processes} processes"
+        print(f"{name:>{max(map(len, medians))}}: {1e3 * median:7.1f} ms a step, {tokens:9,.0f} tokens/s{ratio}")
+    if least is not None:
+        print(f"the original in {arguments.processes} processes of one thread was not run: it would at best take "
+              f"1/{arguments.processes} of its step on one thread, {1e3 * least:.1f} ms")  # fmt: skip
     facts = {
         "clock": Clock.now.__name__,
         "threads": arguments.threads,
         "steps": arguments.steps,
+        "rounds": arguments.rounds,
+        "processes": arguments.processes,
+        "original_at_best_in_processes": least,
         "cpu": platform.processor() or platform.machine(),
     }
     versions = {"torch": torch.__version__, "python": platform.python_version(), "numpy": np.__version__}
