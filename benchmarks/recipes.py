@@ -1,4 +1,4 @@
-"""Variants of a pretraining recipe, trained short and examined on valid: which shape and schedule deserve a long run.
+r"""Variants of a pretraining recipe, trained short and examined on valid: which shape and schedule deserve a long run.
 
     python benchmarks/recipes.py workflows/recipes/pretrain_ashare_2000_2007.yaml --corpus CORPUS --store STORE --out OUT \
         --tokenizer-from CHECKPOINT --steps 400 --set model.d_model=96,192 --set model.n_layers=2,6 \
