@@ -99,6 +99,9 @@ def build(
 ) -> None:
     """Compute the factors that are missing or rest on changed bars; a killed run goes on where it was.
 
+    Factors that the folder has already, among others of the same settings, are used from there: after a build of all,
+    --factors with a few of them, or without --embedding, computes nothing and --fields writes them in seconds.
+
     \b
     Examples:
       kronos-qlib factors build --store STORE --out factors --checkpoint bundled:synthetic --start 2017-01-01
@@ -128,7 +131,7 @@ def build(
         report = target.build(group, table.panel, jobs=jobs, plans=plans)
         typer.echo(str(report).rpartition("\n")[2])
     if fields:
-        written = write_columns(store, table.read(target), about={"sources": table.fingerprints})
+        written = write_columns(store, table.read(target), about={"sources": table.served_by(target)})
         typer.echo(f"Wrote {len(written)} fields into {store}: ${written[0]} … ${written[-1]}")
 
 

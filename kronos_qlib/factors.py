@@ -145,8 +145,12 @@ class FactorTable:
 
     @property
     def fingerprints(self) -> list[str]:
-        """Fingerprints of the sources in the store."""
+        """Fingerprints of sources with exactly these columns; ``served_by`` names those that a store reads."""
         return [source_fingerprint(source) for group in self.groups for source, _ in group]
+
+    def served_by(self, store: ForecastStore) -> list[str]:
+        """Return the fingerprints of the stored sources that answer, in the order of ``fingerprints``."""
+        return [store.serving(source, self.panel, rows) for group in self.groups for source, rows in group]
 
     def refuse_mixed_embeddings(self) -> None:
         """Raise ``ValueError`` where embeddings come from several weights: fields cannot tell their bases."""
@@ -166,6 +170,8 @@ class FactorTable:
     def build(self, store: ForecastStore, *, jobs: int = 1, progress: bool = True) -> list[BuildReport]:
         """Compute what the store does not have; one report for the path factors, one for the token factors.
 
+        Columns that a stored source has by the same settings and definitions, among others, are not computed again;
+        rows that it lacks are added to it (``forecast.store_cover``).
         The cards of the weights are noted too: by them a reader of the store knows which rows its weights have seen.
         """
         self.note_cards(store)
@@ -223,7 +229,8 @@ class FactorTable:
     def _stored(self, store: ForecastStore, source: FactorSource, rows: Rows, names: list[str]) -> npt.NDArray[Any]:
         times = pd.DatetimeIndex(self.panel.timestamps[rows])
         codes = self.panel.instrument_names(rows)
-        found = store.read(names, times.min(), times.max(), sorted(set(codes)), sources=source_fingerprint(source))
+        serving = store.serving(source, self.panel, rows)
+        found = store.read(names, times.min(), times.max(), sorted(set(codes)), sources=serving)
         place = found.index.get_indexer(pd.MultiIndex.from_arrays([times, codes]))
         if (place < 0).any():
             raise ValueError(

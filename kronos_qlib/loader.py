@@ -49,7 +49,8 @@ class KronosFactorLoader(DataLoader):
         First level of the columns; None: no levels.
     sources : list of str, optional
         Fingerprints (or their beginnings, as ``kronos-qlib factors ls`` shows them) of the sources to use. Needed where
-        the store has a column with several settings.
+        the store has a column with several settings. Where sources of the same weights and settings differ in their
+        columns alone, a column is read from the one with most of the rows; if they rest on different bars, an error.
     fit_end_time : date-like, optional
         Last date of the rows that a learner is fitted on, the end of the training segment. Rows up to it must come from
         weights that saw nothing from the first bar of their window to the last of their label, later rows from weights

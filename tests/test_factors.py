@@ -16,6 +16,7 @@ from kronos_qlib.factors import FactorSettings, FactorTable
 from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.forecast.store import ForecastStore
 from kronos_qlib.handler import KlineHandler
+from kronos_qlib.market.store import store_metadata
 
 START, END = "2020-07-27", "2020-08-14"
 LOOK = {"lookback": 32}
@@ -188,6 +189,42 @@ def test_fields_are_features_of_the_qlib_store(places: Path, tmp_path: Path) -> 
     before = (store / "features" / "sh600002" / "close.day.bin").read_bytes()
     invoke("build", *options(places, tmp_path / "factors", "--store", str(store), "--fields"))
     assert (store / "features" / "sh600002" / "close.day.bin").read_bytes() == before
+
+
+def test_a_few_factors_after_a_build_of_all_are_read_from_it(places: Path, tmp_path: Path) -> None:
+    """Neither --fields with two of them nor a build without --embedding computes a window again."""
+    from qlib.data import D
+
+    store, out = write_tiny_store(tmp_path / "store"), tmp_path / "factors"
+
+    def arguments(*more: str) -> list[str]:
+        given = options(places, out, "--store", str(store), *more)
+        given[given.index("--factors") + 1] = "default"  # an option given again below wins
+        return given
+
+    invoke("build", *arguments("--embedding", "last"))
+    wide = [source.fingerprint for source in ForecastStore(out).ls()]
+    assert len(wide) == 2
+    told = invoke("build", *arguments("--factors", "expected_return,surprise", "--fields"))
+    assert told.count("0 rows computed in") == 2
+    assert "in the store (1 of its 52 columns wanted)" in told
+    assert "Wrote 2 fields" in told
+    assert "0 rows computed in" in invoke("build", *arguments())  # all factors, no embedding
+    assert "0 differ" in invoke("verify", *arguments("--factors", "surprise,expected_return", "--sample", "10"))
+    assert [source.fingerprint for source in ForecastStore(out).ls()] == wide
+
+    chosen = table(places, "early")
+    found, alone = chosen.read(ForecastStore(out)), ForecastStore(tmp_path / "alone")
+    assert set(chosen.served_by(ForecastStore(out))) == set(wide)
+    chosen.build(alone, progress=False)
+    pd.testing.assert_frame_equal(found, chosen.read(alone), check_exact=True)
+    start_qlib(store)
+    field = D.features(["SH600002"], ["$kronos_expected_return"], START, END)["$kronos_expected_return"]
+    wanted = found["expected_return"].xs("SH600002", level="instrument")
+    np.testing.assert_array_equal(field.to_numpy(dtype=np.float32), wanted.to_numpy())
+    noted = store_metadata(store)["columns"]
+    assert set(noted) == {"kronos_expected_return", "kronos_surprise"}
+    assert set(noted["kronos_surprise"]["sources"]) == set(wide)
 
 
 def test_fields_of_rows_that_their_weights_have_seen_are_refused(places: Path, tmp_path: Path) -> None:

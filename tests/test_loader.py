@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from qlib.contrib.data.loader import Alpha158DL
 from qlib.data.dataset.loader import NestedDataLoader
@@ -298,6 +300,59 @@ def test_a_column_of_two_settings_needs_a_choice(places: Path, tmp_path: Path) -
         loader(places, factors=tmp_path).load(UNIVERSE, "2020-08-03", END)
     chosen = loader(places, factors=tmp_path, sources=[two.fingerprints[0][:8]], group=None)
     pd.testing.assert_frame_equal(chosen.load(UNIVERSE, "2020-08-03", END), two.read(store), check_exact=True)
+
+
+@pytest.mark.usefixtures("qlib")
+def test_sources_that_differ_in_their_columns_alone_are_read_as_one(places: Path, tmp_path: Path) -> None:
+    store = ForecastStore(tmp_path)
+    days = {"start": "2020-08-03", "embedding": ()}
+    thin = table(places, "early", factors=("surprise",), **days)
+    thin.build(store, progress=False)
+    wide = table(places, "early", factors=("surprise", "entropy_s1"), **days)
+    wide.build(store, progress=False)
+    assert len(store.ls()) == 2
+
+    def load(**settings: object) -> pd.DataFrame:
+        return loader(places, factors=tmp_path, group=None, **settings).load(UNIVERSE, "2020-08-03", END)
+
+    pd.testing.assert_frame_equal(load(), wide.read(store), check_exact=True)
+    pd.testing.assert_frame_equal(load(columns=["surprise"]), thin.read(store), check_exact=True)
+    store.rm(thin.fingerprints[0])
+    pd.testing.assert_frame_equal(load(columns=["surprise"]), wide.read(store)[["surprise"]], check_exact=True)
+    assert list(thin.read(store).columns) == ["surprise"]
+
+    thin.build(store, progress=False)  # in the wider one
+    assert len(store.ls()) == 1
+    path = next(tmp_path.glob("sources/*/months/2020-08.parquet"))
+    kept = pq.read_table(path)
+    shutil.copytree(path.parent.parent, tmp_path / "aside")
+    store.rm(wide.fingerprints[0])
+    thin.build(store, progress=False)
+    shutil.copytree(tmp_path / "aside", tmp_path / "sources" / wide.fingerprints[0])
+    keys = pa.array(kept["key"].to_numpy() + np.uint64(1))  # as if its bars had been others
+    changed = kept.set_column(kept.column_names.index("key"), "key", keys)
+    pq.write_table(changed, tmp_path / "sources" / wide.fingerprints[0] / "months" / "2020-08.parquet")
+    with pytest.raises(ValueError, match="rows of the same settings from different bars"):
+        load(columns=["surprise"])
+    named = load(columns=["surprise"], sources=[thin.fingerprints[0]])
+    pd.testing.assert_frame_equal(named, thin.read(store), check_exact=True)
+
+
+@pytest.mark.usefixtures("qlib")
+def test_a_source_of_fewer_columns_adds_its_weights_where_it_has_them(places: Path, tmp_path: Path) -> None:
+    store = ForecastStore(tmp_path)
+    days = {"embedding": (), "fit_end": FIT_END}
+    both = table(places, *CARDS, factors=("surprise", "entropy_s1"), **days)
+    both.build(store, progress=False)
+    full = [found.fingerprint for found in store.ls() if found.weights == weights(places, "full")]
+    store.rm(full[0])
+    one = table(places, *CARDS, factors=("surprise",), **days)
+    assert "2 columns" not in str(one.build(store, progress=False)[0].plans[0])  # nobody has these weights: its own
+    # token factors name no horizon, so the loader is told the build's
+    made = loader(places, factors=tmp_path, group=None, columns=["surprise"], horizon=2)
+    pd.testing.assert_frame_equal(made.load(UNIVERSE, START, END), one.read(store), check_exact=True)
+    with pytest.raises(ValueError, match="whole dates missing"):
+        loader(places, factors=tmp_path, columns=["entropy_s1"]).load(UNIVERSE, START, END)
 
 
 @pytest.mark.usefixtures("qlib")

@@ -8,6 +8,7 @@ values are bit-identical whichever other rows are asked for, and use bars up to 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -80,6 +81,13 @@ class PathFactorSource:
             "calendar": {"name": self.calendar.name, "freq": self.calendar.freq},
             "factors": {name: {"version": FACTORS[name].version} for name in self.columns},
         }
+
+    def widened(self, columns: Sequence[str], description: Mapping[str, Any]) -> PathFactorSource:
+        """Return the source of the same paths with other factors; see ``forecast.store_source.Widens``."""
+        check_factors(columns, horizon=self.horizon, n_paths=self.sampling.n_paths)
+        other = copy(self)
+        other.columns = tuple(columns)
+        return other
 
     def data_keys(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Hash each row's window, instrument and stamps to come, uint64 (n,); 0 where there is no window."""

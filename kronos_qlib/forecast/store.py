@@ -19,7 +19,6 @@ from tqdm import tqdm
 from kronos_qlib.forecast.store_build import COMPUTED, FOUND, describe_seconds, fill_in_processes, fill_units
 from kronos_qlib.forecast.store_catalog import (
     StoredSource,
-    explain_new,
     fingerprints,
     register,
     resolve,
@@ -27,7 +26,9 @@ from kronos_qlib.forecast.store_catalog import (
     source_folder,
     stored_source,
 )
+from kronos_qlib.forecast.store_cover import plan_source, serving
 from kronos_qlib.forecast.store_files import (
+    KEY,
     WEIGHTS,
     merge_lock,
     merge_parts,
@@ -36,14 +37,8 @@ from kronos_qlib.forecast.store_files import (
     use_lock,
 )
 from kronos_qlib.forecast.store_lock import try_lock
-from kronos_qlib.forecast.store_plan import SourcePlan, reasons, row_states, split_units
-from kronos_qlib.forecast.store_source import (
-    FactorSource,
-    refuse_shared_rows,
-    source_fingerprint,
-    wanted_rows,
-    weights_of,
-)
+from kronos_qlib.forecast.store_plan import SourcePlan, split_units
+from kronos_qlib.forecast.store_source import FactorSource, refuse_shared_rows, wanted_rows
 from kronos_qlib.forecast.store_verify import VerifyReport, verify_source
 from kronos_qlib.market.panel import BarPanel
 
@@ -63,7 +58,7 @@ class BuildReport:
 
     @property
     def fingerprints(self) -> list[str]:
-        """Fingerprints of the sources, in the order given."""
+        """Fingerprints of the stored sources that answer, in the order of the tasks."""
         return [plan.fingerprint for plan in self.plans]
 
     def __str__(self) -> str:
@@ -86,7 +81,8 @@ class ForecastStore:
 
     A row is (datetime, instrument) of a traded bar, and carries a hash of the data that its values depend on and the
     fingerprint of its weights. A source is known by the hash of its description, so nothing is ever stale: other
-    weights, sampling or definitions are another source, and other bars are another key.
+    weights, sampling or definitions are another source, and other bars are another key. A source whose columns a stored
+    one has by the same settings and definitions is built in that one and read from it (``forecast.store_cover``).
 
     Parameters
     ----------
@@ -100,16 +96,10 @@ class ForecastStore:
             raise ValueError(f"{self.folder} is a file; expected the folder of a forecast store, or nothing yet")
 
     def plan(self, tasks: Sequence[Task], panel: BarPanel) -> list[SourcePlan]:
-        """Say what a build would compute and why; nothing is written."""
+        """Say what a build would compute, in which stored source and why; nothing is written."""
         wanted = [wanted_rows(source, panel, rows) for source, rows in tasks]
         refuse_shared_rows(wanted, [source.columns for source, _ in tasks])
-        plans = []
-        for (source, _), rows in zip(tasks, wanted, strict=True):
-            fingerprint = source_fingerprint(source)
-            state = row_states(source_folder(self.folder, fingerprint), rows)
-            why = reasons(rows, state, explain_new(self.folder, fingerprint, source))
-            plans.append(SourcePlan(fingerprint, weights_of(source), rows, state, why))
-        return plans
+        return [plan_source(self.folder, source, rows) for (source, _), rows in zip(tasks, wanted, strict=True)]
 
     def build(
         self,
@@ -143,13 +133,16 @@ class ForecastStore:
         begin = time.monotonic()
         plans = self.plan(tasks, panel) if plans is None else plans
         report = BuildReport(plans)
-        sources = [source for source, _ in tasks]
         with self._in_use(plans):
+            sources: list[FactorSource] = []
             units = []
-            for number, (source, plan) in enumerate(zip(sources, plans, strict=True)):
+            for plan in plans:
+                if plan.source is None:
+                    continue  # every row is there
+                register(self.folder, plan.fingerprint, plan.source)
                 folder = source_folder(self.folder, plan.fingerprint)
-                register(self.folder, plan.fingerprint, source)
-                units += split_units(number, folder, plan.todo, batch_rows)
+                units += split_units(len(sources), folder, plan.todo, batch_rows)
+                sources.append(plan.source)
             total = sum(len(unit.wanted) for unit in units)
             hidden = None if progress else True
             with tqdm(total=total, desc="factors", unit="row", disable=hidden, smoothing=0.05) as bar:
@@ -163,7 +156,7 @@ class ForecastStore:
                     fill_units(sources, iter(units), batch_rows, tell)
                 else:
                     fill_in_processes(sources, units, batch_rows, min(jobs, len(units)), tell)
-            self._merge(plans, sources)
+            self._merge(plans)
         report.seconds = time.monotonic() - begin
         return report
 
@@ -172,10 +165,16 @@ class ForecastStore:
         total = VerifyReport()
         for source, rows in tasks:
             wanted = wanted_rows(source, panel, rows)
-            total.add(
-                verify_source(source_folder(self.folder, source_fingerprint(source)), source, wanted, sample, seed)
-            )
+            place = source_folder(self.folder, plan_source(self.folder, source, wanted).fingerprint)
+            total.add(verify_source(place, source, wanted, sample, seed))
         return total
+
+    def serving(self, source: FactorSource, panel: BarPanel, rows: Rows) -> str:
+        """Return the fingerprint of the stored source that answers for these rows: that of a build of them.
+
+        The source's own where the store has none.
+        """
+        return serving(self.folder, source, lambda: wanted_rows(source, panel, rows))
 
     def read(
         self,
@@ -190,7 +189,8 @@ class ForecastStore:
 
         Parameters
         ----------
-        columns : names; None: all factors. ``"weights"`` (categorical) may be asked for as well.
+        columns : names; None: all factors. ``"weights"`` (categorical) and ``"key"`` (uint64, hash of the data that a
+            row's values depend on) may be asked for as well.
         start, end : first and last time, both included; a date includes all of its bars.
         instruments : codes; None: all.
         sources : fingerprints (their beginnings suffice) or ``SourceSpan``; None: the only source of the store.
@@ -211,7 +211,7 @@ class ForecastStore:
         for span in self._spans(sources):
             known = saved_source(self.folder, span.fingerprint)
             names = list(known["columns"]) if columns is None else list(columns)
-            absent = [name for name in names if name not in (*known["columns"], WEIGHTS)]
+            absent = [name for name in names if name not in (*known["columns"], WEIGHTS, KEY)]
             if absent:
                 raise ValueError(f"source {span.fingerprint[:12]} has no column {absent}; it has {known['columns']}")
             bounds = _later(first, span.start), _earlier(last, None if span.end is None else _day_end(span.end))
@@ -270,14 +270,14 @@ class ForecastStore:
                     raise ValueError(f"source {plan.fingerprint[:12]} is being removed; run the build again")
             yield
 
-    def _merge(self, plans: Sequence[SourcePlan], sources: Sequence[FactorSource]) -> None:
-        for plan, source in zip(plans, sources, strict=True):
+    def _merge(self, plans: Sequence[SourcePlan]) -> None:
+        for plan in plans:
             place = source_folder(self.folder, plan.fingerprint)
             for year in part_years(place):
                 # held: another build merges this year, and the parts that it does not see wait for the next build
                 with try_lock(merge_lock(place, year)) as held:
                     if held:
-                        merge_parts(place, year, source.columns)
+                        merge_parts(place, year, plan.columns)
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

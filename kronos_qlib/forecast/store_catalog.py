@@ -12,14 +12,24 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib.forecast.store_files import KEY, read_rows, write_note
-from kronos_qlib.forecast.store_source import FactorSource, differences, weights_of
+from kronos_qlib.forecast.store_source import FactorSource, weights_of
 
 FORMAT = {"format": "kronos_qlib forecast store", "version": 1}
 
 
 @dataclass(frozen=True)
+class SavedSource:
+    """What ``source.json`` says of a source; its rows are not looked at."""
+
+    fingerprint: str
+    weights: str
+    columns: tuple[str, ...]
+    description: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class StoredSource:
-    """One source in the store.
+    """One source in the store, with its extent.
 
     Attributes
     ----------
@@ -99,6 +109,12 @@ def saved_source(store: Path, fingerprint: str) -> dict[str, Any]:
     return saved
 
 
+def known_source(store: Path, fingerprint: str) -> SavedSource:
+    """Return what ``source.json`` says, as ``saved_source``."""
+    saved = saved_source(store, fingerprint)
+    return SavedSource(fingerprint, saved["weights"], tuple(saved["columns"]), saved["description"])
+
+
 def stored_source(store: Path, fingerprint: str) -> StoredSource:
     """Return a source with its extent."""
     saved, place = saved_source(store, fingerprint), source_folder(store, fingerprint)
@@ -123,19 +139,3 @@ def register(store: Path, fingerprint: str, source: FactorSource) -> None:
         "description": source.description,
     }
     write_note(path, content)
-
-
-def explain_new(store: Path, fingerprint: str, source: FactorSource) -> list[str]:
-    """Say how a source that the store does not have differs from the nearest one it has; empty when it has it."""
-    known = fingerprints(store)
-    if fingerprint in known:
-        return []
-    if not known:
-        return ["the store has no source yet"]
-    mine = {"columns": list(source.columns), **source.description}
-    found = []
-    for name in known:
-        saved = saved_source(store, name)
-        found.append((differences({"columns": saved["columns"], **saved["description"]}, mine), name))
-    lines, nearest = min(found, key=lambda pair: (len(pair[0]), pair[1]))
-    return [f"new source; it differs from the nearest one, {nearest[:12]}, in", *(f"  {line}" for line in lines)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from kronos_qlib.forecast.store_catalog import fingerprints, resolve, saved_source
+from kronos_qlib.forecast.store_catalog import SavedSource, fingerprints, known_source, resolve
+from kronos_qlib.forecast.store_cover import column_settings
 from kronos_qlib.forecast.store_source import differences
 from kronos_qlib.kronos.config import check_keys
 
@@ -18,23 +17,14 @@ BUILD = "kronos-qlib factors build"
 
 
 @dataclass(frozen=True)
-class SavedSource:
-    """What ``source.json`` says of a source; its rows are not looked at."""
-
-    fingerprint: str
-    weights: str
-    columns: tuple[str, ...]
-    description: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class ColumnGroup:
-    """Columns that the same sources answer for, which differ in their weights.
+    """Columns that the same sources answer for.
 
     Attributes
     ----------
     columns : tuple of str, in the sources' order.
-    sources : tuple of SavedSource, each with other weights.
+    sources : tuple of SavedSource
+        They differ in their weights; those of the same weights in their columns alone, and the reader takes one.
     """
 
     columns: tuple[str, ...]
@@ -50,42 +40,33 @@ def find_groups(
     ----------
     columns : names, or shell patterns such as ``expected_return*``; None: all but the embeddings (``emb_*``), since
         those of several sets of weights have no common basis.
-    sources : fingerprints or their beginnings. Sources that are named may differ in anything, but only in their weights
-        otherwise. None: all sources of the store.
+    sources : fingerprints or their beginnings. Sources that are named may differ in anything; None: all sources of the
+        store, which must agree, weights aside, in the settings and the definition of each column asked for. What other
+        columns they have does not matter.
 
     Raises
     ------
     ValueError
-        No factors, an unknown column or source, a column that sources of several settings (or twice the same weights)
-        have.
+        No factors, an unknown column or source, a column that sources of several settings have (named ones: of the
+        same weights).
     """
     known = fingerprints(store)
     if not known:
         raise ValueError(f"{store} holds no factors; build them: {BUILD} --store STORE --out {store} --checkpoint …")
     named = None if sources is None else [resolve(store, name) for name in sources]
-    saved = [_saved(store, name) for name in (known if named is None else dict.fromkeys(named))]
+    saved = [known_source(store, name) for name in (known if named is None else dict.fromkeys(named))]
     wanted = _wanted(store, saved, columns)
-    groups: dict[str, list[SavedSource]] = {}
-    for source in saved:
-        groups.setdefault(_settings(source, named is not None), []).append(source)
-    found = []
-    # path factors before token factors, whatever the fingerprints
-    for members in sorted(groups.values(), key=lambda group: str(group[0].description.get("kind", ""))):
-        names = tuple(name for name in members[0].columns if name in wanted)
-        if names:
-            found.append(ColumnGroup(names, tuple(members)))
-    _refuse_shared(store, found)
-    return found
-
-
-def _saved(store: Path, fingerprint: str) -> SavedSource:
-    saved = saved_source(store, fingerprint)
-    return SavedSource(fingerprint, saved["weights"], tuple(saved["columns"]), saved["description"])
-
-
-def _settings(source: SavedSource, named: bool) -> str:
-    others = {} if named else {key: value for key, value in source.description.items() if key != "weights"}
-    return json.dumps([source.columns, others], sort_keys=True)
+    # path factors before token factors, whatever the fingerprints; the longest list of columns gives the order
+    saved.sort(key=lambda source: (str(source.description.get("kind", "")), -len(source.columns), source.fingerprint))
+    groups: dict[tuple[str, ...], list[str]] = {}
+    owners: dict[tuple[str, ...], tuple[SavedSource, ...]] = {}
+    for name in dict.fromkeys(name for source in saved for name in source.columns if name in wanted):
+        having = tuple(source for source in saved if name in source.columns)
+        _refuse_other_settings(store, name, having, named is not None)
+        key = tuple(source.fingerprint for source in having)
+        owners[key] = having
+        groups.setdefault(key, []).append(name)
+    return [ColumnGroup(tuple(names), owners[key]) for key, names in groups.items()]
 
 
 def _wanted(store: Path, saved: Sequence[SavedSource], columns: Sequence[str] | None) -> set[str]:
@@ -106,23 +87,16 @@ def _wanted(store: Path, saved: Sequence[SavedSource], columns: Sequence[str] | 
     return found
 
 
-def _refuse_shared(store: Path, groups: Sequence[ColumnGroup]) -> None:
-    for group in groups:
-        weights = [source.weights for source in group.sources]
-        if len(set(weights)) < len(weights):
-            listed = ", ".join(source.fingerprint[:12] for source in group.sources)
-            raise ValueError(f"the sources {listed} of {store} have the same weights; name one of them: sources: [...]")
-    owner: dict[str, ColumnGroup] = {}
-    for group in groups:
-        for name in group.columns:
-            if name in owner:
-                one, other = owner[name].sources[0], group.sources[0]
-                lines = differences(
-                    {**one.description, "columns": list(one.columns)},
-                    {**other.description, "columns": list(other.columns)},
-                )
+def _refuse_other_settings(store: Path, column: str, sources: Sequence[SavedSource], named: bool) -> None:
+    for number, other in enumerate(sources):
+        for one in sources[:number]:
+            if named and one.weights != other.weights:
+                continue
+            lines = differences(column_settings(one.description, column), column_settings(other.description, column))
+            if lines:
+                same = ", and the same weights" if one.weights == other.weights else ""
                 raise ValueError(
-                    f"the column {name!r} is in sources of {store} with other settings, {one.fingerprint[:12]} and "
-                    f"{other.fingerprint[:12]} ({'; '.join(lines)}); name those to use: sources: [...]"
+                    f"the column {column!r} is in sources of {store} with other settings{same}, "
+                    f"{one.fingerprint[:12]} and {other.fingerprint[:12]} ({'; '.join(lines)}); name those to use: "
+                    "sources: [...]"
                 )
-            owner[name] = group

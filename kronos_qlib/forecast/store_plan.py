@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kronos_qlib.forecast.store_files import KEY, read_rows
-from kronos_qlib.forecast.store_source import WantedRows
+from kronos_qlib.forecast.store_source import FactorSource, WantedRows
 
 MISSING, CHANGED, PRESENT = 0, 1, 2
 BUCKETS = 8
@@ -40,10 +40,13 @@ class SourcePlan:
 
     Attributes
     ----------
-    fingerprint, weights : str
+    fingerprint, weights : str, of the stored source that answers
     wanted : WantedRows
     state : int8 (n,): MISSING, CHANGED (stored from other data) or PRESENT.
     reasons : lines that say why rows are to be computed; empty when none is.
+    columns : tuple of str, all that the stored source has.
+    source : computes all of them; None where nothing does any more, and no row is to be computed.
+    among : number of columns asked for, where the stored source has others beside them or another order; else 0.
     """
 
     fingerprint: str
@@ -51,6 +54,9 @@ class SourcePlan:
     wanted: WantedRows
     state: npt.NDArray[np.int8]
     reasons: list[str] = field(default_factory=list)
+    columns: tuple[str, ...] = ()
+    source: FactorSource | None = None
+    among: int = 0
 
     @property
     def todo(self) -> WantedRows:
@@ -63,7 +69,11 @@ class SourcePlan:
 
     def __str__(self) -> str:
         head = f"source {self.fingerprint[:12]}: {len(self.wanted):,} rows wanted, {self.count(PRESENT):,} in the store"
-        return "\n".join([head, *(f"  {line}" for line in self.reasons)])
+        lines = list(self.reasons)
+        if self.among:
+            head += f" ({self.among} of its {len(self.columns)} columns wanted)"
+            lines += [f"they get all {len(self.columns)} columns of this source"] if lines else []
+        return "\n".join([head, *(f"  {line}" for line in lines)])
 
 
 def row_states(folder: Path, wanted: WantedRows) -> npt.NDArray[np.int8]:

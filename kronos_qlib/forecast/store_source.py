@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,10 @@ class FactorSource(Protocol):
     columns : tuple of str, length F
     description : dict, JSON types only
         Everything besides the bars that the values depend on: weights, tokenizer, preprocessing, window policy,
-        sampling, factor definitions. ``weights`` (text) marks each row; without it, the fingerprint does.
+        sampling, factor definitions. ``weights`` (text) marks each row; without it, the fingerprint does. ``factors``
+        (definitions by column) and ``embedding`` (definitions in the order of their columns), where present, say what
+        the columns are: sources that differ in these alone give the same keys, and the same values of a column by the
+        same definition, so that a wider stored one is read instead (``forecast.store_cover``).
     """
 
     @property
@@ -37,6 +40,15 @@ class FactorSource(Protocol):
 
     def compute(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Values (n, F), independent of which other rows are asked for; NaN where there is no window."""
+        ...
+
+
+@runtime_checkable
+class Widens(Protocol):
+    """A source that can compute other columns with the same settings; without it a wider stored one gets no new row."""
+
+    def widened(self, columns: Sequence[str], description: Mapping[str, Any]) -> FactorSource:
+        """Return a source with the columns of a stored description, all else its own; ValueError: one is unknown."""
         ...
 
 

@@ -8,7 +8,7 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,7 +20,9 @@ from kronos_qlib.alpha.alignment import Alignment, procrustes
 from kronos_qlib.forecast.crossfit import LEFT_OUT, RowSpans, SeenBars, choose_weights
 from kronos_qlib.forecast.store import ForecastStore
 from kronos_qlib.forecast.store_cards import read_card
-from kronos_qlib.forecast.store_columns import EMBEDDING_PATTERN, ColumnGroup, SavedSource
+from kronos_qlib.forecast.store_catalog import SavedSource
+from kronos_qlib.forecast.store_columns import EMBEDDING_PATTERN, ColumnGroup
+from kronos_qlib.forecast.store_files import KEY
 
 ALIGNMENTS = ("procrustes",)
 _MOST_PAIRS = 50_000
@@ -80,9 +82,11 @@ def read_group(store: ForecastStore, group: ColumnGroup, asked: AskedRows, rules
     ------
     ValueError
         Rows of which every stored version leaks (unless they may be left out), weights without a card, embeddings of
-        several weights and no ``align``, too few rows in common to align.
+        several weights and no ``align``, too few rows in common to align, sources of one setting from other bars.
     """
     have = np.stack([_read(store, source, asked, [])[1] >= 0 for source in group.sources])
+    kept = _one_of_each(store, group.sources, asked, have)
+    group, have = replace(group, sources=tuple(group.sources[number] for number in kept)), have[kept]
     chosen, in_sample = _choose(store, group.sources, have, asked, rules)
     values = np.full((len(asked.index), len(group.columns)), np.nan, dtype=np.float32)
     names = np.array([*(source.weights for source in group.sources), ""], dtype=object)
@@ -92,6 +96,32 @@ def read_group(store: ForecastStore, group: ColumnGroup, asked: AskedRows, rules
             values[rows] = _values(store, source, asked, rows, group.columns)
     alignments = _align(store, group, asked, have, chosen, values, rules)
     return GroupValues(group.columns, values, names[chosen], in_sample, alignments)
+
+
+def _one_of_each(
+    store: ForecastStore, sources: Sequence[SavedSource], asked: AskedRows, have: NDArray[np.bool_]
+) -> list[int]:
+    """Number of the source of each set of weights: of several, which differ in their columns alone, the fullest."""
+    kept: dict[str, int] = {}
+    # where even, the one with the fewest columns, as in a build
+    for number in sorted(range(len(sources)), key=lambda i: (-have[i].sum(), len(sources[i].columns))):
+        best = kept.setdefault(sources[number].weights, number)
+        if best != number:
+            _refuse_other_bars(store, sources[best], sources[number], asked)
+    return sorted(kept.values())
+
+
+def _refuse_other_bars(store: ForecastStore, one: SavedSource, other: SavedSource, asked: AskedRows) -> None:
+    """Raise ``ValueError`` where two sources of one setting hold a row computed from different bars: one is stale."""
+    (left, at), (right, there) = (_read(store, source, asked, [KEY]) for source in (one, other))
+    both = (at >= 0) & (there >= 0)
+    differ = int((left[KEY].to_numpy()[at[both]] != right[KEY].to_numpy()[there[both]]).sum())
+    if differ:
+        raise ValueError(
+            f"sources {one.fingerprint[:12]} and {other.fingerprint[:12]} of {store.folder} hold {differ:,} rows of "
+            "the same settings from different bars: remove the one that is out of date (kronos-qlib factors rm), or "
+            "name one: sources: [...]"
+        )
 
 
 def _choose(

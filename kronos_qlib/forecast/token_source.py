@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -77,15 +78,10 @@ class TokenFactorSource:
         self.forecaster, self.panel = forecaster, panel
         self.policy = window_policy(forecaster, policy)
         self.calendar = choose_calendar(calendar, plain_calendar(panel), list(panel.instruments))
-        self._factors = check_token_factors(tuple(TOKEN_FACTORS) if factors is None else factors)
-        self.embedding = (embedding,) if isinstance(embedding, str) else tuple(embedding)
-        check_keys(self.embedding, list(EMBEDDINGS), "the kinds of embedding")
-        if not self._factors and not self.embedding:
-            raise ValueError("found neither token factors nor an embedding; ask for at least one column")
+        kinds = (embedding,) if isinstance(embedding, str) else tuple(embedding)
+        self._choose(tuple(TOKEN_FACTORS) if factors is None else factors, kinds)
         self._plan: BlockPlan = plan_blocks(panel, self.policy, block, self.calendar)
         self._refuse_lengths()
-        names = [found.name for found in self._factors]
-        self.columns = (*names, *(f"emb_{i:03d}" for i in range(self._width())))
 
     @property
     def block(self) -> int:
@@ -105,6 +101,13 @@ class TokenFactorSource:
         if self.block != EXACT:
             found["block_rule"] = {"version": BLOCK_RULE, "calendar": self.calendar.name, "freq": self.calendar.freq}
         return found
+
+    def widened(self, columns: Sequence[str], description: Mapping[str, Any]) -> TokenFactorSource:
+        """Return the source of the same forward passes with other columns; see ``forecast.store_source.Widens``."""
+        other = copy(self)
+        named = [name for name in columns if name in description.get("factors", {})]
+        other._choose(named, tuple(one["kind"] for one in description["embedding"]))
+        return other
 
     def data_keys(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Hash each row's bars, from the first of its block's window to itself, uint64 (n,); 0 without a window."""
@@ -136,6 +139,14 @@ class TokenFactorSource:
 
                 networks.run(blocks, int(length), keep)
         return table
+
+    def _choose(self, factors: Sequence[str], embedding: tuple[str, ...]) -> None:
+        self._factors, self.embedding = check_token_factors(factors), embedding
+        check_keys(embedding, list(EMBEDDINGS), "the kinds of embedding")
+        if not self._factors and not embedding:
+            raise ValueError("found neither token factors nor an embedding; ask for at least one column")
+        names = [found.name for found in self._factors]
+        self.columns = (*names, *(f"emb_{i:03d}" for i in range(self._width())))
 
     def _windows(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Anchor and window length of each row; -1 and 0 where there is none."""

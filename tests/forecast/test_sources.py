@@ -16,7 +16,7 @@ from tiny_network import tiny_networks
 from kronos_qlib.alpha.factors import FACTORS, compute_factors
 from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.forecast.sources import PathFactorSource, TokenFactorSource
-from kronos_qlib.forecast.store_source import FactorSource
+from kronos_qlib.forecast.store_source import FactorSource, source_fingerprint
 from kronos_qlib.forecast.token_factors import TOKEN_FACTORS
 from kronos_qlib.kronos import normalise
 from kronos_qlib.market.panel import BarPanel
@@ -227,10 +227,63 @@ def test_block_mode_is_the_network_run_once_over_window_and_block() -> None:
     assert not np.allclose(found.iloc[[1]], whole("exact").loc[[found.index[1]]], rtol=1e-3, atol=1e-5)
 
 
-def test_one_column_is_the_same_without_its_neighbours() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_column_is_the_same_without_its_neighbours(kind: str) -> None:
+    """A store reads a column from a source that has others beside it, so its bits must not depend on them."""
     panel = make_panel()
-    alone = TokenFactorSource(forecaster(), panel, policy=POLICY, factors=["surprise"])
-    np.testing.assert_array_equal(alone.compute(late_rows(panel))[:, 0], whole("exact")["surprise"])
+    rows = late_rows(panel)
+    source = make_source(kind, panel)
+    few, keys = rows[::12], source.data_keys(rows)
+    named = source.description["factors"]
+    # sampling knows no factors, and the next test has all of them
+    for name in named if kind != "path" else ("expected_return", "skew", "probability_limit_up"):
+        alone = source.widened([name], {"factors": {name: named[name]}, "embedding": []})
+        assert alone.columns == (name,)
+        found = alone.compute(few)[:, 0].view(np.uint32)
+        np.testing.assert_array_equal(found, whole(kind)[name].to_numpy()[::12].view(np.uint32), err_msg=name)
+        np.testing.assert_array_equal(alone.data_keys(few), keys[::12])
+
+
+def test_a_path_factor_is_the_same_without_its_neighbours() -> None:
+    panel = make_panel()
+    rows = late_rows(panel)[::12]
+    sampling = {"n_paths": 6, "seed": 3}
+    for _, paths in forecaster().forecast_batches(panel, rows, policy=POLICY, horizon=6, sampling=sampling):
+        limits = np.full(len(paths.values), 0.1)
+        everything = compute_factors(tuple(FACTORS), paths, limit_fraction=limits)
+        for number, name in enumerate(FACTORS):
+            alone = compute_factors([name], paths, limit_fraction=limits)[:, 0]
+            np.testing.assert_array_equal(alone.view(np.uint64), everything[:, number].view(np.uint64), err_msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_widened_to_a_stored_one_is_that_one(kind: str) -> None:
+    panel = make_panel()
+    wide = make_source(kind, panel)
+    name = "skew" if kind == "path" else "surprise"
+    thin = wide.widened([name], {"factors": {name: {"version": 1}}, "embedding": []})
+    assert source_fingerprint(thin) != source_fingerprint(wide)
+    again = thin.widened(wide.columns, wide.description)
+    assert source_fingerprint(again) == source_fingerprint(wide)
+    assert thin.columns == (name,)
+    np.testing.assert_array_equal(again.compute(late_rows(panel)[:4]), whole(kind).to_numpy()[:4])
+    with pytest.raises(ValueError, match="did you mean"):
+        thin.widened([f"{name}s"], {"factors": {f"{name}s": {"version": 1}}, "embedding": []})
+
+
+@pytest.mark.parametrize("kind", ["exact", "block"])
+def test_embeddings_are_the_same_without_what_follows(kind: str) -> None:
+    panel = make_panel()
+    block = BLOCK if kind == "block" else 1
+    rows = late_rows(panel)[::12]
+    for kinds, width in ((("last",), 16), (("last", "mean"), 32)):
+        only = TokenFactorSource(forecaster(), panel, policy=POLICY, factors=(), embedding=kinds, block=block)
+        names = [f"emb_{i:03d}" for i in range(width)]
+        np.testing.assert_array_equal(only.compute(rows), whole(kind)[names].to_numpy()[::12])
+
+
+def test_a_code_stands_alone() -> None:
+    panel = make_panel()
     only = TokenFactorSource(forecaster(), panel, policy=POLICY, factors=(), embedding="code")
     assert only.columns == tuple(f"emb_{i:03d}" for i in range(6))
     assert set(np.unique(only.compute(late_rows(panel)[:5]))) == {-1.0, 1.0}
