@@ -178,7 +178,8 @@ def test_fields_are_features_of_the_qlib_store(places: Path, tmp_path: Path) -> 
     assert "Wrote 3 fields" in told
     factors = table(places, "early").read(ForecastStore(tmp_path / "factors"))
     start_qlib(store)
-    expressions = ["$kronos_expected_return", "Mean($kronos_surprise, 3)", "$close"]
+    pair = "Corr($kronos_surprise, $close, 3)"  # Qlib lays both side by side without aligning them
+    expressions = ["$kronos_expected_return", "Mean($kronos_surprise, 3)", "$close", pair]
     frame = D.features(["SH600002", SHORT_HALT[0], LONG_HALT[0]], expressions, START, END)
     found = frame["$kronos_expected_return"].swaplevel().sort_index()
     wanted = factors["expected_return"].reindex(found.index)
@@ -186,6 +187,9 @@ def test_fields_are_features_of_the_qlib_store(places: Path, tmp_path: Path) -> 
     one = factors["surprise"].xs("SH600002", level="instrument")
     mean = frame.loc["SH600002"]["Mean($kronos_surprise, 3)"]
     np.testing.assert_allclose(mean.to_numpy(), one.rolling(3, min_periods=1).mean().to_numpy(), rtol=1e-5)
+    close = frame.loc["SH600002"]["$close"]
+    wanted = one.astype(float).set_axis(close.index).rolling(3, min_periods=1).corr(close.astype(float))
+    np.testing.assert_allclose(frame.loc["SH600002"][pair].to_numpy()[2:], wanted.to_numpy()[2:], rtol=1e-3, atol=1e-3)
     before = (store / "features" / "sh600002" / "close.day.bin").read_bytes()
     invoke("build", *options(places, tmp_path / "factors", "--store", str(store), "--fields"))
     assert (store / "features" / "sh600002" / "close.day.bin").read_bytes() == before

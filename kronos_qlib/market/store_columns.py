@@ -17,6 +17,7 @@ from kronos_qlib.market.store_files import feature_folder, replace_file
 from kronos_qlib.market.swap import changed_folder
 
 COLUMNS_KEY = "columns"
+SPAN_FIELD = "close"
 
 
 def write_columns(
@@ -53,24 +54,21 @@ def write_columns(
     names = _names(frame, prefix)
     sessions = store_calendar(place, freq, future=False)
     position, codes, instruments = _places(frame, sessions)
-    absent = [code for code in instruments if not (place / "features" / feature_folder(code)).is_dir()]
+    bars = f"{SPAN_FIELD}.{freq}.bin"
+    absent = [code for code in instruments if not (place / "features" / feature_folder(code) / bars).is_file()]
     if absent:
         raise ValueError(f"{len(absent)} instruments have no bars in the store, first {absent[0]!r}; leave them out")
     values = frame.to_numpy(dtype=np.float32)
+    order = np.lexsort((position, codes))
+    bounds = np.searchsorted(codes[order], np.arange(len(instruments) + 1))
+    rows = {feature_folder(code): order[bounds[i] : bounds[i + 1]] for i, code in enumerate(instruments)}
+    nothing = order[:0]
     with changed_folder(place, METADATA_FILE) as folder:
-        for path in (folder / "features").glob(f"*/{prefix}*.{freq}.bin"):
-            if path.name.removesuffix(f".{freq}.bin") in names:
-                path.unlink()  # of an instrument that has no row this time
-        order = np.lexsort((position, codes))
-        bounds = np.searchsorted(codes[order], np.arange(len(instruments) + 1))
-        for number, code in enumerate(instruments):
-            rows = order[bounds[number] : bounds[number + 1]]
-            first = int(position[rows[0]])
-            block = np.full((len(names), int(position[rows[-1]]) - first + 2), np.nan, dtype="<f4")
-            block[:, 0] = first
-            block[:, 1 + position[rows] - first] = values[rows].T
+        for bars in sorted((folder / "features").glob(f"*/{SPAN_FIELD}.{freq}.bin")):
+            own = rows.get(bars.parent.name, nothing)
+            block = _laid_out(values[own], position[own], bars)
             for name, column in zip(names, block, strict=True):
-                replace_file(folder / "features" / feature_folder(code) / f"{name}.{freq}.bin", column.tobytes())
+                replace_file(bars.with_name(f"{name}.{freq}.bin"), column.tobytes())
         digest = hashlib.blake2b(repr(instruments).encode(), digest_size=16)
         for part in (codes, position, values):
             digest.update(np.ascontiguousarray(part[order]).tobytes())
@@ -78,6 +76,22 @@ def write_columns(
         noted = {**metadata.get(COLUMNS_KEY, {}), **dict.fromkeys(names, note)}
         write_metadata(folder, {**metadata, COLUMNS_KEY: noted})
     return names
+
+
+def _laid_out(values: np.ndarray, position: np.ndarray, bars: Path) -> np.ndarray:
+    """Return one instrument's fields as their files hold them, (columns, 1 + sessions): the first session, the values.
+
+    They span the instrument's bars also where they have no value: Qlib lays the operands of ``Corr`` and ``Cov`` side
+    by side without aligning them.
+    """
+    held = np.fromfile(bars, dtype="<f4")
+    first, last = int(held[0]), int(held[0]) + len(held) - 2
+    if len(position):
+        first, last = min(first, int(position.min())), max(last, int(position.max()))
+    block = np.full((values.shape[1], last - first + 2), np.nan, dtype="<f4")
+    block[:, 0] = first
+    block[:, 1 + position - first] = values.T
+    return block
 
 
 def _names(frame: pd.DataFrame, prefix: str) -> list[str]:
