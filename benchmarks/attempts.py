@@ -5,7 +5,8 @@
 Learners see every n-th session of 2008 to 2013 and stop early on 2014, so that the scores of 2015 and 2016 are out of
 sample; test is never read. Each variant is a row: Rank IC with its t, the paired difference to Alpha158 alone with a
 block-bootstrap interval, and the Rank IC that reversal, volatility, size and beta do not have. A finished row is not
-repeated. The last lines give what the best of so many null variants would reach by luck, and the rows as JSON.
+repeated, and rows of other factors stay as they are. The last lines give what the best of so many null variants would
+reach by luck, and the rows as JSON.
 
 FACTORS is what ``kronos-qlib factors build --embedding last --fit-end 2014-12-31`` wrote. The table of all columns is
 kept in STATE as parquet.
@@ -15,18 +16,20 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import logging
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import lightgbm
 import numpy as np
 import pandas as pd
 import sklearn.linear_model
+from attempt_variants import VARIANTS, Variant
 from qlib.data import D
 
 from kronos_qlib.alpha.components import fit_components
@@ -38,9 +41,14 @@ from kronos_qlib.evaluation.attribution import neutralise
 from kronos_qlib.evaluation.bootstrap import paired_bootstrap
 from kronos_qlib.evaluation.ic import daily_rank_ic, ic_summary
 from kronos_qlib.evaluation.null_maximum import expected_null_maximum
+from kronos_qlib.forecast.store_catalog import fingerprints
 from kronos_qlib.forecast.token_factors import TOKEN_FACTORS
 from kronos_qlib.handler import KronosAlpha
 from kronos_qlib.market.calendars import on_every
+from kronos_qlib.training.alpha_data import HeadData
+from kronos_qlib.training.alpha_head import HeadTraining
+from kronos_qlib.training.alpha_networks import FrozenNetwork
+from kronos_qlib.training.alpha_training import new_head, train_head
 
 STOP = ("2014-01-01", "2014-12-31")  # early stopping, inside train
 LABELS = {"day1": "Ref($close, -2)/Ref($close, -1) - 1", "day5": "Ref($close, -6)/Ref($close, -1) - 1",
@@ -56,99 +64,6 @@ SMALL = {"max_depth": 6, "num_leaves": 32, "learning_rate": 0.05}
 CHOSEN = ("expected_return", "execution_return", "terminal_return", "dispersion", "probability_up", "surprise",
           "entropy_s1")  # fmt: skip
 SEEDS = (0, 1, 2)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One attempt: columns, what they are turned into, what is learned, by what.
-
-    Attributes
-    ----------
-    columns : groups: ``alpha158``, ``path``, ``token``, ``pca``, ``embedding``, ``chosen``; ``composite``: one column,
-    the ranks of all path and token factors weighted by their mean Rank IC on the fitted rows. label : of ``LABELS``.
-    learner : ``lightgbm``, ``small`` (shallower, slower trees), ``ridge``. ranked : columns as ranks within the date;
-    ``ours``: the Kronos columns alone, whose levels differ between the weights of the folds.
-    blend : names of variants whose z-scored scores are averaged instead of learning. residual : learn what that
-    variant's scores leave of the label, and add it to them. smooth : mean of so many sessions of the Kronos columns.
-    rival : variant that it is compared with.
-    """
-
-    columns: tuple[str, ...] = ()
-    label: str = "day1"
-    learner: str = "lightgbm"
-    ranked: bool | str = False
-    blend: tuple[str, ...] = ()
-    residual: str = ""
-    smooth: int = 1
-    rival: str = "alpha158"
-
-
-KRONOS = ("path", "token")
-VARIANTS: dict[str, Variant] = {
-    "alpha158": Variant(("alpha158",)),
-    "path": Variant(("path",)),
-    "token": Variant(("token",)),
-    "pca": Variant(("pca",)),
-    "kronos": Variant(KRONOS),
-    "kronos_pca": Variant((*KRONOS, "pca")),
-    "alpha158+path": Variant(("alpha158", "path")),
-    "alpha158+token": Variant(("alpha158", "token")),
-    "alpha158+pca": Variant(("alpha158", "pca")),
-    "alpha158+kronos": Variant(("alpha158", *KRONOS)),
-    "alpha158+kronos_pca": Variant(("alpha158", *KRONOS, "pca")),
-    "alpha158+chosen": Variant(("alpha158", "chosen")),
-    "alpha158_small": Variant(("alpha158",), learner="small"),
-    "kronos_small": Variant(KRONOS, learner="small"),
-    "kronos_pca_small": Variant((*KRONOS, "pca"), learner="small"),
-    "alpha158+kronos_small": Variant(("alpha158", *KRONOS), learner="small"),
-    "alpha158_ranked": Variant(("alpha158",), ranked=True),
-    "kronos_ranked": Variant(KRONOS, ranked=True),
-    "alpha158+kronos_ranked": Variant(("alpha158", *KRONOS), ranked=True),
-    "alpha158_day5": Variant(("alpha158",), label="day5"),
-    "kronos_day5": Variant(KRONOS, label="day5"),
-    "alpha158+kronos_day5": Variant(("alpha158", *KRONOS), label="day5"),
-    "alpha158+kronos_day10": Variant(("alpha158", *KRONOS), label="day10"),
-    "kronos_smooth5": Variant(KRONOS, smooth=5),
-    "alpha158_ridge": Variant(("alpha158",), learner="ridge", ranked=True),
-    "kronos_ridge": Variant(KRONOS, learner="ridge", ranked=True),
-    "kronos_pca_ridge": Variant((*KRONOS, "pca"), learner="ridge", ranked=True),
-    "alpha158+kronos_pca_ridge": Variant(("alpha158", *KRONOS, "pca"), learner="ridge", ranked=True),
-    "blend": Variant(blend=("alpha158", "kronos")),
-    "blend_small": Variant(blend=("alpha158_small", "kronos_pca_small")),
-    "blend_ridge": Variant(blend=("alpha158_small", "kronos_pca_ridge")),
-    "residual": Variant((*KRONOS, "pca"), residual="alpha158"),
-    "alpha158+path_ours": Variant(("alpha158", "path"), ranked="ours"),
-    "alpha158+token_ours": Variant(("alpha158", "token"), ranked="ours"),
-    "alpha158+pca_ours": Variant(("alpha158", "pca"), ranked="ours"),
-    "alpha158+kronos_pca_ours": Variant(("alpha158", *KRONOS, "pca"), ranked="ours"),
-    "kronos_pca_ranked": Variant((*KRONOS, "pca"), ranked=True),
-    "embedding_ridge": Variant(("embedding",), learner="ridge", ranked=True),
-    "alpha158+embedding_ridge": Variant(("alpha158", "embedding"), learner="ridge", ranked=True),
-    "kronos_embedding_ridge": Variant((*KRONOS, "embedding"), learner="ridge", ranked=True),
-    "blend_embedding": Variant(blend=("alpha158", "embedding_ridge")),
-    "composite": Variant(("composite",), learner="ridge", ranked=True),
-    "alpha158+composite": Variant(("alpha158", "composite")),
-    "alpha158+composite_small": Variant(("alpha158", "composite"), learner="small"),
-    "blend_composite": Variant(blend=("alpha158", "composite")),
-    "blend_composite_small": Variant(blend=("alpha158_small", "composite")),
-    "blend_three": Variant(blend=("alpha158", "alpha158_small", "composite")),
-    "alpha158_rank_label": Variant(("alpha158",), label="rank1"),
-    "alpha158+kronos_rank_label": Variant(
-        ("alpha158", *KRONOS), label="rank1", ranked="ours", rival="alpha158_rank_label"
-    ),
-    "linear": Variant(("alpha158",), label="rank1", learner="ridge", ranked=True),
-    "linear_kronos": Variant(KRONOS, label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+path": Variant(("alpha158", "path"), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+token": Variant(("alpha158", "token"), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+kronos": Variant(("alpha158", *KRONOS), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+pca": Variant(("alpha158", "pca"), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+embedding": Variant(("alpha158", "embedding"), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+chosen": Variant(("alpha158", "chosen"), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+composite": Variant(("alpha158", "composite"), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear_blend_composite": Variant(blend=("linear", "composite"), rival="linear"),
-    "linear_blend_kronos": Variant(blend=("linear", "linear_kronos"), rival="linear"),
-    "blend_ours": Variant(blend=("alpha158", "alpha158+kronos_pca_ours")),
-}
 
 
 def read_table(args: argparse.Namespace) -> pd.DataFrame:
@@ -245,12 +160,19 @@ class Attempts:
         else:
             base = self.scores(variant.residual) if variant.residual else 0.0
             target = (self.labels[variant.label] - base).to_numpy(dtype=np.float32)
-            learn: Callable[..., np.ndarray] = ridge_scores if variant.learner == "ridge" else lightgbm_scores
-            own = SMALL if variant.learner == "small" else {}
-            learned = learn(self.columns(variant), target, self.fitted, self.stops, threads=self.threads, **own)
+            learned = self.learn(variant, self.columns(variant), target)
             score = pd.Series(learned, self.frame.index) + base
         score.rename("score").to_frame().to_parquet(kept)
         return score
+
+    def learn(self, variant: Variant, columns: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Scores of all rows by the variant's learner."""
+        if variant.learner.startswith("ic"):
+            hidden = int(variant.learner.removeprefix("ic") or 0)
+            return ic_scores(columns, pd.Series(target, self.frame.index), self.fitted, self.stops, hidden=hidden)
+        learn: Callable[..., np.ndarray] = ridge_scores if variant.learner == "ridge" else lightgbm_scores
+        own = SMALL if variant.learner == "small" else {}
+        return learn(columns, target, self.fitted, self.stops, threads=self.threads, **own)
 
 
 def lightgbm_scores(
@@ -288,6 +210,22 @@ def ridge_scores(
     return best[1]
 
 
+def ic_scores(
+    columns: np.ndarray, label: pd.Series, fitted: np.ndarray, stops: np.ndarray, *, hidden: int
+) -> np.ndarray:
+    """Mean of three alpha heads' scores, trained on the IC within each date; the epoch by the Rank IC that stops."""
+    columns = np.nan_to_num(columns)
+    training = HeadTraining(hidden=hidden, n_heads=len(SEEDS))
+    place = np.arange(len(label))
+    train, valid = (
+        HeadData.build(label[rows], place[rows], name=name) for name, rows in (("train", fitted), ("stop", stops))
+    )
+    head = new_head(training, columns.shape[1])
+    head.fit_features(columns[train.position])
+    train_head(FrozenNetwork(head, columns), train, valid, training)
+    return head.eval().score(columns)
+
+
 def judge(attempts: Attempts, name: str, base: pd.Series | None) -> tuple[dict[str, object], pd.Series]:
     """Figures of a variant on valid, and its daily Rank IC."""
     bench = attempts.bench
@@ -321,8 +259,12 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.INFO)
     bench = Bench(Protocol(), args.store, "valid")  # also points Qlib at the store
+    factors = factors_key(args.factors)
+    args.state /= factors
     attempts = Attempts(read_table(args), bench, args.threads, args.state)
-    known = {row["variant"]: row for row in read_rows(args.results)}
+    rows = read_rows(args.results)
+    others = [row for row in rows if row["factors"] != factors]
+    known = {row["variant"]: row for row in rows if row["factors"] == factors}
     wanted = [name for name in args.only.split(",") if name] or list(VARIANTS)
     daily = {"alpha158": judge(attempts, "alpha158", None)[1]}
     for name in wanted:
@@ -333,8 +275,9 @@ def main() -> None:
                 daily[variant.rival] = judge(attempts, variant.rival, None)[1]
             row, _ = judge(attempts, name, None if name == variant.rival else daily[variant.rival])
             about = {key: value for key, value in asdict(variant).items() if value != getattr(Variant(), key)}
-            known[name] = row | {"every": args.every, "commit": current_commit(), "what": json.dumps(about)}
-            write_rows(args.results, list(known.values()))
+            made = {"factors": factors, "every": args.every, "commit": current_commit(), "what": json.dumps(about)}
+            known[name] = row | made
+            write_rows(args.results, [*others, *known.values()])
         print(f"{time.perf_counter() - begin:6.1f} s  {known[name]}", flush=True)
     table = pd.DataFrame(known.values()).sort_values("rank_ic", ascending=False, key=lambda c: c.astype(float))
     print(table.drop(columns=["commit", "what"]).to_string(index=False))
@@ -344,6 +287,11 @@ def main() -> None:
           f"with errors as large as the base's own ({error:.4f}); paired differences have smaller ones")  # fmt: skip
     versions = {"lightgbm": lightgbm.__version__, "python": platform.python_version(), "threads": args.threads}
     print(json.dumps({"versions": versions, "rows": list(known.values())}))
+
+
+def factors_key(store: Path) -> str:
+    """What the factors come from, their weights and settings, not how many rows there are."""
+    return hashlib.blake2b("\n".join(fingerprints(store)).encode(), digest_size=6).hexdigest()
 
 
 def read_rows(path: Path) -> list[dict[str, object]]:
