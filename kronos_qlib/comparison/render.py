@@ -78,15 +78,26 @@ def table_text(
     """Markdown of all segments, test first: methods with Newey–West intervals, then the named pairs' differences.
 
     A method with seeds has the mean over them; ``±`` in the column of seeds is the standard deviation of Rank IC.
+    What is long and not the answer is folded.
     """
     parts = []
     for segment in ("test", "valid"):
         mine = [row for row in rows if row.segment == segment]
-        if mine:
-            parts.append(_segment_text(mine, methods, segment))
-        if mine and pairs and segment in pairs:
-            parts.append(_pairs_text(pairs[segment], methods))
+        if not mine:
+            continue
+        found = [_segment_text(mine, methods, segment)]
+        if pairs and segment in pairs:
+            found.append(_folded(f"{NAMES[segment]}: paired differences", _pairs_text(pairs[segment], methods)))
+        parts += found if segment == "test" else [_folded(f"{NAMES[segment]}: the same table", "\n\n".join(found))]
+    absent = [method.title for name, method in methods.items() if name not in {row.method for row in rows}]
+    if absent:
+        parts.append(f"No row yet: {'; '.join(absent)}.")
     return "\n\n".join(parts)
+
+
+def _folded(title: str, text: str) -> str:
+    """A part of the page that opens on a click."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def _pairs_text(pairs: pd.DataFrame, methods: Mapping[str, Method]) -> str:

@@ -56,6 +56,15 @@ def test_test_comes_before_valid_and_better_before_worse() -> None:
     assert text.index("test, 2017") < text.index("| best") < text.index("| Linear") < text.index("valid, 2015")
 
 
+def test_valid_and_the_pairs_are_folded_and_methods_without_a_row_are_named() -> None:
+    methods = METHODS | {"gru": Method("gru", "GRU, Alpha158", "baseline", "column", column="x")}
+    text = table_text([ROW, replace(ROW, segment="test")], methods)
+    assert text.index("| Linear") < text.index("<details>") < text.rindex("| Linear")
+    assert text.count("<details>") == text.count("</details>") == 1
+    assert text.endswith("No row yet: GRU, Alpha158.")
+    assert "No row yet" not in table_text([ROW], METHODS)
+
+
 def test_the_table_goes_between_its_markers(tmp_path: Path) -> None:
     write_rows(tmp_path / "alpha.csv", [ROW])
     readme = tmp_path / "README.md"
