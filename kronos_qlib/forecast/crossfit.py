@@ -206,9 +206,10 @@ def may_answer(candidate: SeenBars, spans: RowSpans, fit_end: str | pd.Timestamp
     return choose_weights((candidate,), spans, fit_end=fit_end, leave_out=True).chosen != LEFT_OUT
 
 
-def _merit(candidate: SeenBars) -> tuple[pd.Timestamp, float, str]:
-    """Later cutoff first, then earlier start, then a fixed order."""
-    return candidate.cutoff, -candidate.train_start.timestamp(), candidate.fingerprint
+def _merit(candidate: SeenBars) -> tuple[pd.Timestamp, pd.Timedelta, str]:
+    """Later cutoff first, then more days learned (years held out do not count), then a fixed order."""
+    held_out = sum((end - begin for begin, end in candidate.held_out), pd.Timedelta(0))
+    return candidate.cutoff, candidate.cutoff - candidate.train_start - held_out, candidate.fingerprint
 
 
 def _leak_message(candidates: Sequence[SeenBars], spans: RowSpans, leaking: NDArray[np.bool_], fit_end: object) -> str:

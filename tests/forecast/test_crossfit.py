@@ -94,6 +94,18 @@ def test_held_out_years_inside_the_training_are_not_seen() -> None:
             choose_weights((held,), span(date), fit_end=FIT_END)
 
 
+@pytest.mark.parametrize("names", [("whole", "held"), ("held", "whole")])
+def test_weights_with_held_out_years_are_second_to_those_trained_on_all(names: tuple[str, str]) -> None:
+    dates = {"train_start": "2000-01-04", "cutoff": "2014-12-31"}
+    whole, held = names  # the fingerprints, in both orders of the alphabet
+    candidates = (
+        SeenBars.from_card(dates | {"held_out": [["2008-01-01", "2010-12-31"]]}, held),
+        SeenBars.from_card(dates, whole),
+    )
+    assert choose_weights(candidates, span("2016-01-04"), fit_end=FIT_END).weights()[0] == whole
+    assert choose_weights(candidates, span("2009-01-05"), fit_end=FIT_END).weights()[0] == held
+
+
 def test_a_learner_is_not_fitted_on_what_the_weights_were_chosen_by() -> None:
     card = {"train_start": "2000-01-04", "cutoff": "2010-07-30", "valid_start": "2012-01-01", "valid_end": "2012-12-31"}
     chosen = SeenBars.from_card(card, "chosen")
