@@ -82,6 +82,12 @@ class SeenBars:
             seen |= _overlaps(first, last, *self.chosen_on)
         return ~seen
 
+    @property
+    def merit(self) -> tuple[pd.Timestamp, int, str]:
+        """Larger is better: later cutoff, then more days learned (years held out do not count), then a fixed order."""
+        learned = _days(self.train_start, self.cutoff) - sum(_days(begin, end) for begin, end in self.held_out)
+        return self.cutoff, learned, self.fingerprint
+
 
 @dataclass(frozen=True, eq=False)
 class RowSpans:
@@ -180,7 +186,7 @@ def choose_weights(
     if allow_in_sample and leave_out:
         raise ValueError("found allow_in_sample and leave_out; expected one of them at most")
     fitted = np.zeros(len(spans.date), dtype=bool) if fit_end is None else spans.date <= _day(pd.Timestamp(fit_end))
-    order = sorted(range(len(candidates)), key=lambda i: _merit(candidates[i]))
+    order = sorted(range(len(candidates)), key=lambda i: candidates[i].merit)
     chosen = np.full(len(spans.date), LEFT_OUT, dtype=np.int64)
     # from the least to the most wanted, each overwriting the one before: first the future, latest start first
     for i in sorted(order, key=lambda i: candidates[i].train_start, reverse=True):
@@ -206,12 +212,6 @@ def may_answer(candidate: SeenBars, spans: RowSpans, fit_end: str | pd.Timestamp
     return choose_weights((candidate,), spans, fit_end=fit_end, leave_out=True).chosen != LEFT_OUT
 
 
-def _merit(candidate: SeenBars) -> tuple[pd.Timestamp, pd.Timedelta, str]:
-    """Later cutoff first, then more days learned (years held out do not count), then a fixed order."""
-    held_out = sum((end - begin for begin, end in candidate.held_out), pd.Timedelta(0))
-    return candidate.cutoff, candidate.cutoff - candidate.train_start - held_out, candidate.fingerprint
-
-
 def _leak_message(candidates: Sequence[SeenBars], spans: RowSpans, leaking: NDArray[np.bool_], fit_end: object) -> str:
     dates = spans.date[leaking]
     seen = "; ".join(f"{c.fingerprint}: {c.train_start:%Y-%m-%d} to {c.cutoff:%Y-%m-%d}" for c in candidates)
@@ -229,6 +229,10 @@ def _overlaps(first: Days, last: Days, begin: pd.Timestamp, end: pd.Timestamp) -
 
 def _day(date: pd.Timestamp) -> np.datetime64:
     return date.to_datetime64().astype("datetime64[D]")
+
+
+def _days(begin: pd.Timestamp, end: pd.Timestamp) -> int:
+    return int((_day(end) - _day(begin)).astype(np.int64))
 
 
 def _span(span: Any, card: Mapping[str, Any]) -> tuple[pd.Timestamp, pd.Timestamp]:

@@ -244,11 +244,12 @@ def _start_worker(panel: BarPanel, threads: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _loaded(source: CheckpointSource) -> KronosForecaster:
+def load_once(source: CheckpointSource) -> KronosForecaster:
+    """Load the networks of a source, unless they are those that this process loaded last."""
     return source.load()
 
 
 def _work(
     source: CheckpointSource, rows: NDArray[np.int64], truth: NDArray[np.float64], plan: ReductionPlan, progress: bool
 ) -> ReducedForecasts:
-    return _reduce(_loaded(source), _shared["panel"], rows, truth, plan, progress)
+    return _reduce(load_once(source), _shared["panel"], rows, truth, plan, progress)

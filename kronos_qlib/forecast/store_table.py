@@ -208,8 +208,7 @@ def _align(
         raise ValueError(_mixed_message(store, group, used))
     columns = [group.columns[i] for i in where]
     seen = {int(i): _seen(store, group.sources[i], rules.allow_in_sample) for i in used}
-    # as the rule prefers for rows after fit_end: the latest cutoff, then the longer training
-    last = max(seen, key=lambda i: (seen[i].cutoff, -seen[i].train_start.timestamp(), seen[i].fingerprint))
+    last = max(seen, key=lambda i: seen[i].merit)  # as the rule prefers for rows after fit_end
     before = ~asked.carried  # each bar counts once
     if rules.fit_end is not None:
         before &= asked.spans.date <= np.datetime64(pd.Timestamp(rules.fit_end), "D")
