@@ -75,7 +75,7 @@ def read_table(args: argparse.Namespace) -> pd.DataFrame:
     handler = KronosAlpha(
         protocol.universe, protocol.train[0], protocol.valid[1], fit_start_time=protocol.train[0],
         fit_end_time=protocol.train[1], factors=args.factors, columns=["*"], alpha158=True, align="procrustes",
-        may_miss="dates", label=[list(LABELS.values()), list(LABELS)], horizon=PURGE, infer_processors=[],
+        may_miss="dates", allow_in_sample=args.allow_in_sample, label=[list(LABELS.values()), list(LABELS)], horizon=PURGE, infer_processors=[],
         learn_processors=[],
     )  # fmt: skip
     frame = handler.fetch(col_set=handler.CS_RAW)
@@ -255,6 +255,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/attempts.csv"))
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--allow-in-sample", action="store_true", help="a control: weights that have seen train")
     parser.add_argument("--only", default="", help="variants, separated by commas; all without any")
     args = parser.parse_args()
     logging.disable(logging.INFO)
