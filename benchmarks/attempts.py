@@ -75,8 +75,8 @@ def read_table(args: argparse.Namespace) -> pd.DataFrame:
     handler = KronosAlpha(
         protocol.universe, protocol.train[0], protocol.valid[1], fit_start_time=protocol.train[0],
         fit_end_time=protocol.train[1], factors=args.factors, columns=["*"], alpha158=True, align="procrustes",
-        may_miss="dates", allow_in_sample=args.allow_in_sample, label=[list(LABELS.values()), list(LABELS)], horizon=PURGE, infer_processors=[],
-        learn_processors=[],
+        may_miss="dates", allow_in_sample=args.allow_in_sample, label=[list(LABELS.values()), list(LABELS)],
+        horizon=PURGE, infer_processors=[], learn_processors=[],
     )  # fmt: skip
     frame = handler.fetch(col_set=handler.CS_RAW)
     days = pd.DatetimeIndex(frame.index.get_level_values("datetime"))
