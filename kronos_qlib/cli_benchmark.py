@@ -34,7 +34,11 @@ def benchmark(
     named: str = typer.Option("", help="compare: methods to set against all others, by name, separated by commas."),
     threads: int = typer.Option(2, min=1, help="Threads of a learner."),
     budget_scale: float = typer.Option(1.0, help="Factor on every method's time budget."),
-    paths: int = typer.Option(64, min=2, help="probability: paths of each window of the checkpoint."),
+    paths: int = typer.Option(64, min=4, help="probability: paths of each window of the checkpoint."),
+    scheme: str = typer.Option("independent", help="probability: independent, antithetic, stratified or sobol."),
+    order: str = typer.Option("token", help="probability: token or close."),
+    dtype: str = typer.Option("float32", help="probability: float32 or bfloat16."),
+    jobs: int = typer.Option(1, min=1, help="probability: processes; the figures do not depend on it."),
     readme: Path = typer.Option(Path("README.md"), help="render: the file whose table is written."),
     every: int = typer.Option(1, min=1, help="probability: use every so many sessions."),
     tried: int | None = typer.Option(None, help="compare: variants tried in all; the registry's counts if not given."),
@@ -46,13 +50,15 @@ def benchmark(
     run          run methods; a finished row is not repeated
     compare      paired block-bootstrap differences, Romano–Wolf, costs, years, groups
     importance   gain of LightGBM's kept fits by column and group (Alpha158, Kronos factors)
-    probability  CRPS, coverage and PIT of a checkpoint beside HistVol20 and GARCH-t
+    probability  CRPS, coverage and PIT of a checkpoint, raw and recalibrated on valid, beside HistVol20 and GARCH-t;
+                 killed at any moment, the same command goes on
     render       write the table and its figures into the README, between its markers
     Examples:
       kronos-qlib benchmark list
       kronos-qlib benchmark run --store STORE --methods reversal_5,linear_alpha158
       kronos-qlib benchmark compare --segment valid --named kronos_zero_shot
       kronos-qlib benchmark importance --methods lightgbm_alpha158_kronos
+      kronos-qlib benchmark probability --segment valid --set CHECKPOINT=bundled:ashare --every 5 --jobs 2
     """
     from kronos_qlib.comparison.methods import REGISTRY, choose, read_methods
     from kronos_qlib.kronos.config import check_keys
@@ -75,10 +81,12 @@ def benchmark(
         for line in importance(results, state, segment, known, _split(methods)):
             typer.echo(line)
     elif step == "probability":
-        from kronos_qlib.comparison.probability import judge_probability
+        from kronos_qlib.comparison.probability import SAMPLING, judge_probability
+        from kronos_qlib.kronos import SamplingConfig
 
         config = _config(store, results, state, given, seeds, threads, budget_scale)
-        for line in judge_probability(config, segment, every=every, n_paths=paths):
+        sampling = SamplingConfig(**SAMPLING.to_dict() | {"n_paths": paths, "scheme": scheme, "order": order})
+        for line in judge_probability(config, segment, every=every, sampling=sampling, dtype=dtype, jobs=jobs):
             typer.echo(line)
     else:
         from kronos_qlib.comparison.render import render

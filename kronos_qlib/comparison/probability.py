@@ -1,10 +1,10 @@
-"""Probability rows: CRPS, coverage by horizon and PIT of a checkpoint beside the naive distributions."""
+"""Probability rows: CRPS, coverage by horizon and PIT of a checkpoint, raw and recalibrated, beside naive ones."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +13,51 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kronos_qlib.comparison.bench import Bench
+from kronos_qlib.comparison.calibrations import RAW, Calibrations
 from kronos_qlib.comparison.checkpoints import find_weights
 from kronos_qlib.comparison.distributions import (
     Distribution,
-    forecast_distribution,
-    garch_distribution,
+    Ensemble,
+    GarchFigures,
     histvol_distribution,
+    recent_volatility,
 )
+from kronos_qlib.comparison.kept import kept_array
+from kronos_qlib.comparison.probability_table import GARCH, GROUPS, REFERENCE, SKILLS, probability_table
 from kronos_qlib.comparison.run import RunConfig, current_commit
+from kronos_qlib.comparison.sampled import Forecast, SampledReturns, choose_estimator, describe_windows
 from kronos_qlib.comparison.statistics import write_table
-from kronos_qlib.evaluation.bootstrap import bootstrap_skill
-from kronos_qlib.evaluation.conformal import IntervalCalibration, calibrate_intervals
 from kronos_qlib.evaluation.outcomes import realised_returns
-from kronos_qlib.evaluation.probability import interval_coverage, pit_histogram
-from kronos_qlib.forecast.reduction import LEVELS, CheckpointSource, ReductionPlan, reduce_forecasts
-from kronos_qlib.handler import find_calendar
+from kronos_qlib.forecast.reduction import CheckpointSource
 from kronos_qlib.kronos import SamplingConfig
-from kronos_qlib.market.swap import whole_file
 
 HORIZON, N_PATHS = 10, 64
-REFERENCE = "histvol20"
-GROUPS = 3
-CALIBRATION = "calibration.json"
-NOMINAL = 0.9
+# the model's own distribution, drawn independently, as the fair CRPS supposes
+SAMPLING = SamplingConfig(n_paths=N_PATHS, temperature=1.0, top_p=1.0)
+ARRAYS = "probability"
+WHOLE, SECOND_HALF = "all", "second_half"
 
 
 def judge_probability(
-    config: RunConfig, segment: str, *, every: int = 1, n_paths: int = N_PATHS, horizon: int = HORIZON
-) -> list[str]:
+    config: RunConfig, segment: str, *, every: int = 1, sampling: SamplingConfig = SAMPLING, horizon: int = HORIZON,
+    dtype: str = "float32", jobs: int = 1, progress: bool = True,
+) -> list[str]:  # fmt: skip
     """Judge HistVol20, GARCH-t and the checkpoint of ``config.given["CHECKPOINT"]`` (if any) on the same windows.
 
-    Writes ``probability_<segment>.csv`` beside the rows. On valid, the recalibration measured there is learned on its
-    first half and judged on its second; the one learned on all of valid is kept in the state folder for test.
+    Writes ``probability_<segment>.csv`` beside the rows. The checkpoint has two rows: ``kronos``, its paths as they
+    are, and ``kronos_recalibrated``, scaled around their median (see ``evaluation.spread_calibration``). What is
+    recalibrated is learned on valid: for test on all of it but the last ``horizon`` dates in use; for valid's own rows
+    on its first half, and these are judged on the second (``part`` is ``second_half``; all methods are shown there, and
+    those that learn nothing on the whole segment as well).
+
+    Sampled paths and GARCH-t's figures are kept in ``probability/`` of the state folder, chunk by chunk, so that a
+    killed run goes on where it was; other weights, sampling, dtype, windows or data begin anew in another folder.
+
+    Parameters
+    ----------
+    every : use every so many sessions. sampling : of the checkpoint; the CRPS of draws that are not independent is the
+        ensemble's own, which is a little too high (:func:`kronos_qlib.comparison.sampled.choose_estimator`).
+    dtype : of the networks. jobs : processes; no figure depends on it.
 
     Returns
     -------
@@ -52,42 +65,36 @@ def judge_probability(
 
     Raises
     ------
-    ValueError : test without a calibration of this checkpoint, this ``every`` and sampling, learned on valid.
+    ValueError : test without a calibration of this checkpoint, this ``every``, sampling and dtype, learned on valid;
+        a checkpoint with fewer than 4 paths.
     """
     bench = Bench(config.protocol, config.store, segment)
-    location = config.given.get("CHECKPOINT")
-    weights = find_weights([str(location)] if location else [])
-    settings = {"checkpoint": weights.fingerprint, "data": bench.store_fingerprint, "n_paths": n_paths,
-                "horizon": horizon, "every": every}  # fmt: skip
-    calibrations = _read_calibrations(config.state, settings) if segment == "test" else {}
-    rows, index = judged_windows(bench, every)
-    truth = realised_returns(bench.panel, rows, horizon)
-    lines, found = [], {}
-    for name, make in _makers(bench, rows, truth, location, n_paths, horizon).items():
-        began = time.perf_counter()
-        found[name] = make()
-        lines.append(f"{name}: {len(rows)} windows, {time.perf_counter() - began:.0f} s")
-    dates = pd.DatetimeIndex(index.get_level_values("datetime"))
-    used, judged = calibrations, np.ones(len(rows), dtype=bool)
-    if segment == "valid":
-        calibrations = {name: _learn(d, truth, _early(dates, horizon)) for name, d in found.items()}
-        used = {name: _learn(d, truth, _early(dates, horizon, half=True)) for name, d in found.items()}
-        judged = ~_early(dates, 0, half=True)
-    table = probability_table(found, truth, dates, _group_columns(bench, rows), used, judged, horizon)
-    stamps: dict[str, Any] = {"segment": segment, "commit": current_commit(), "data": bench.store_fingerprint,
-              "every": every, "n_paths": n_paths if location else 0, "checkpoint": weights.fingerprint,
-              "trained_on_segment": weights.seen(bench.start)}  # fmt: skip
+    location = str(config.given.get("CHECKPOINT") or "")
+    weights = find_weights([location] if location else [])
+    forecast = _forecast(bench, location, sampling, horizon, dtype)
+    settings = {"data": bench.store_fingerprint, "horizon": horizon, "every": every,
+                "forecast": forecast.description if forecast else None}  # fmt: skip
+    learned = Calibrations.read(config.state, settings) if segment == "test" else None
+    windows = _Windows.of(bench, every, horizon)
+    arrays = _Arrays(bench, windows, config.state / ARRAYS, jobs, progress)
+    found, ensemble = arrays.distributions(forecast)
+    if learned is None:
+        learned = Calibrations.learn(found, ensemble, windows.truth, early_dates(windows.dates, horizon))
+        learned.keep(config.state, settings)
+        table = _valid_table(windows, found, ensemble)
+    else:
+        table = windows.table(learned.complete(found, ensemble, windows.truth), learned, WHOLE)
+    stamps: dict[str, Any] = {
+        "segment": segment, "commit": current_commit(), "data": bench.store_fingerprint, "every": every,
+        "n_paths": sampling.n_paths if location else 0, "scheme": sampling.scheme if location else "",
+        "order": sampling.order if location else "", "dtype": dtype if location else "",
+        "estimator": choose_estimator(sampling) if location else "",
+        "checkpoint": weights.fingerprint, "trained_on_segment": weights.seen(bench.start),
+    }  # fmt: skip
     for position, (name, value) in enumerate(stamps.items()):
         table.insert(position, name, value)
     write_table(config.results.with_name(f"probability_{segment}.csv"), table)
-    if segment == "valid":
-        _keep_calibrations(config.state, settings, calibrations)
-    whole = table[(table["step"] == 0) & (table["group"] == "all")]
-    return lines + [
-        f"{row.method}: CRPS {row.crps:.5f}, skill {row.skill:+.2%} [{row.skill_lower:+.2%}, {row.skill_upper:+.2%}], "
-        f"90 % interval holds {row.coverage_90:.1%}, recalibrated {row.recalibrated_90:.1%}"
-        for row in whole.itertuples()
-    ]  # fmt: skip
+    return [*arrays.lines, *learned.describe(), *_describe(table)]
 
 
 def judged_windows(bench: Bench, every: int) -> tuple[NDArray[np.int64], pd.MultiIndex]:
@@ -100,85 +107,7 @@ def judged_windows(bench: Bench, every: int) -> tuple[NDArray[np.int64], pd.Mult
     return bench.row.to_numpy()[kept], index
 
 
-def probability_table(
-    found: Mapping[str, Distribution],
-    truth: NDArray[np.float64],
-    dates: pd.DatetimeIndex,
-    groups: pd.DataFrame,
-    calibrations: Mapping[str, IntervalCalibration],
-    judged: NDArray[np.bool_],
-    horizon: int,
-) -> pd.DataFrame:
-    """One row a method, group (``all``, ``size_1`` …) and step (0: all steps together; groups have only that).
-
-    All methods are judged on the windows and steps on which every one has a CRPS. ``skill`` is ``1 - mean CRPS / mean
-    CRPS of histvol20``, by date, with a 95 % block-bootstrap interval. ``recalibrated_90`` is measured on ``judged``.
-    """
-    common = np.all([np.isfinite(distribution.crps) for distribution in found.values()], axis=0)
-    if not common.any():
-        raise ValueError("no window has a truth and a forecast of every method")
-    losses = {name: np.where(common, d.crps, np.nan) for name, d in found.items()}
-    rows = []
-    for name, distribution in found.items():
-        known = np.where(common, truth, np.nan)
-        for step in range(horizon + 1):
-            steps = slice(None) if step == 0 else slice(step - 1, step)
-            row = _row(distribution, known, losses, name, dates, steps, horizon)
-            row["recalibrated_90"] = _recalibrated(distribution, known, calibrations.get(name), judged, steps)
-            rows.append({"method": name, "group": "all", "step": step} | row)
-        for label, member in _members(groups):
-            inside = np.where(member[:, None], known, np.nan)
-            own = {other: np.where(member[:, None], loss, np.nan) for other, loss in losses.items()}
-            row = _row(distribution, inside, own, name, dates, slice(None), horizon)
-            row["recalibrated_90"] = _recalibrated(distribution, inside, calibrations.get(name), judged, slice(None))
-            rows.append({"method": name, "group": label, "step": 0} | row)
-    return pd.DataFrame(rows)
-
-
-def _row(
-    distribution: Distribution, truth: NDArray[np.float64], losses: Mapping[str, NDArray[np.float64]], name: str,
-    dates: pd.DatetimeIndex, steps: slice, horizon: int,
-) -> dict[str, Any]:  # fmt: skip
-    daily, reference = (_daily(losses[key][:, steps], dates) for key in (name, REFERENCE))
-    row: dict[str, Any] = {"windows": int(np.isfinite(truth[:, steps]).any(axis=1).sum()), "days": len(daily)}
-    row["crps"] = float(daily.mean())
-    skill = bootstrap_skill(daily, reference, horizon=horizon) if name != REFERENCE else None
-    row["skill"] = skill.estimate if skill else 0.0
-    row["skill_lower"], row["skill_upper"] = (skill.lower, skill.upper) if skill else (0.0, 0.0)
-    for position, level in enumerate(LEVELS):
-        low, high = distribution.lower[:, position, steps], distribution.upper[:, position, steps]
-        row[f"coverage_{100 * level:g}"], row[f"width_{100 * level:g}"] = _share(low, high, truth[:, steps])
-    pit = np.where(np.isfinite(truth[:, steps]), distribution.pit[:, steps], np.nan).reshape(-1, 1)
-    shares = pit_histogram(pit).to_numpy()[0]
-    return row | {f"pit_{number}": float(share) for number, share in enumerate(shares)}
-
-
-def _share(low: NDArray[np.float64], high: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float, float]:
-    """Share of truths inside, and mean width, over windows and steps together."""
-    table = interval_coverage(low.reshape(-1, 1), high.reshape(-1, 1), truth.reshape(-1, 1))
-    return float(table["coverage"].iloc[0]), float(table["width"].iloc[0])
-
-
-def _recalibrated(
-    distribution: Distribution, truth: NDArray[np.float64], calibration: IntervalCalibration | None,
-    judged: NDArray[np.bool_], steps: slice,
-) -> float:  # fmt: skip
-    if calibration is None:
-        return float("nan")
-    position = LEVELS.index(NOMINAL)
-    low, high = calibration.apply(distribution.lower[:, position], distribution.centre, distribution.upper[:, position])
-    return _share(low[judged][:, steps], high[judged][:, steps], truth[judged][:, steps])[0]
-
-
-def _learn(distribution: Distribution, truth: NDArray[np.float64], used: NDArray[np.bool_]) -> IntervalCalibration:
-    position = LEVELS.index(NOMINAL)
-    return calibrate_intervals(
-        distribution.lower[used, position], distribution.centre[used], distribution.upper[used, position], truth[used],
-        level=NOMINAL,
-    )  # fmt: skip
-
-
-def _early(dates: pd.DatetimeIndex, purged: int, *, half: bool = False) -> NDArray[np.bool_]:
+def early_dates(dates: pd.DatetimeIndex, purged: int, *, half: bool = False) -> NDArray[np.bool_]:
     """Windows of all dates (or of the first half) but the last ``purged``: their truths are known when it ends.
 
     ``purged`` counts the dates in use; with every k-th session that leaves out more than needed, never less.
@@ -189,16 +118,83 @@ def _early(dates: pd.DatetimeIndex, purged: int, *, half: bool = False) -> NDArr
     return np.asarray(dates.isin(kept))
 
 
-def _daily(values: NDArray[np.float64], dates: pd.DatetimeIndex) -> pd.Series:
-    """Mean over the windows and steps of each date; dates without any are left out."""
-    flat = pd.Series(np.repeat(dates.to_numpy(), values.shape[1])).rename("datetime")
-    return pd.Series(values.reshape(-1)).groupby(flat).mean().dropna()
+@dataclass(frozen=True, eq=False)
+class _Windows:
+    """Judged windows: panel rows, dates, truths and groups; every so many sessions."""
+
+    rows: NDArray[np.int64]
+    dates: pd.DatetimeIndex
+    truth: NDArray[np.float64]
+    groups: pd.DataFrame
+    every: int
+
+    @classmethod
+    def of(cls, bench: Bench, every: int, horizon: int) -> _Windows:
+        rows, index = judged_windows(bench, every)
+        dates = pd.DatetimeIndex(index.get_level_values("datetime"))
+        return cls(rows, dates, realised_returns(bench.panel, rows, horizon), _group_columns(bench, rows), every)
+
+    def table(
+        self, found: Mapping[str, Distribution], learned: Calibrations, part: str,
+        kept: NDArray[np.bool_] | None = None,
+    ) -> pd.DataFrame:  # fmt: skip
+        """Rows on all windows, or on those in ``kept``."""
+        used = np.ones(len(self.rows), dtype=bool) if kept is None else kept
+        table = probability_table(
+            {name: distribution.select(used) for name, distribution in found.items()}, self.truth[used],
+            self.dates[used], self.groups[used].reset_index(drop=True), learned.intervals,
+            overlap=-(-self.truth.shape[1] // self.every),
+        )  # fmt: skip
+        table.insert(0, "part", part)
+        return table
 
 
-def _members(groups: pd.DataFrame) -> list[tuple[str, NDArray[np.bool_]]]:
-    return [
-        (f"{name}_{number}", groups[name].to_numpy() == number) for name in groups for number in range(1, GROUPS + 1)
+class _Arrays:
+    """The distributions of all methods, as far as they are kept, computed otherwise; ``lines`` say how long it took."""
+
+    def __init__(self, bench: Bench, windows: _Windows, folder: Path, jobs: int, progress: bool) -> None:
+        self.bench, self.windows, self.folder, self.jobs, self.progress = bench, windows, folder, jobs, progress
+        self.origin = describe_windows(bench, windows.rows)
+        self.lines: list[str] = []
+
+    def distributions(self, forecast: Forecast | None) -> tuple[dict[str, Distribution], Ensemble | None]:
+        """By method, as they are, and the paths of the checkpoint."""
+        panel, rows, truth = self.bench.panel, self.windows.rows, self.windows.truth
+        found = {
+            REFERENCE: histvol_distribution(panel, rows, truth),
+            GARCH: GarchFigures.read(self._kept(GarchFigures(rows, truth, self.origin))),
+        }
+        if forecast is None:
+            return found, None
+        paths = self._kept(SampledReturns(forecast, rows, self.origin))
+        reference = recent_volatility(panel, rows)[:, None] * np.sqrt(np.arange(1, truth.shape[1] + 1))
+        ensemble = Ensemble(paths, reference, choose_estimator(forecast.sampling))
+        return {**found, RAW: ensemble.distribution(truth)}, ensemble
+
+    def _kept(self, work: GarchFigures | SampledReturns) -> NDArray[Any]:
+        began = time.perf_counter()
+        values = kept_array(self.folder, work, self.bench.panel, jobs=self.jobs, progress=self.progress)
+        self.lines.append(f"{work.name}: {len(values)} windows, {time.perf_counter() - began:.0f} s")
+        return values
+
+
+def _forecast(bench: Bench, location: str, sampling: SamplingConfig, horizon: int, dtype: str) -> Forecast | None:
+    if not location:
+        return None
+    if sampling.n_paths < 4:
+        raise ValueError(f"found {sampling.n_paths} paths; a recalibration needs at least 4")
+    return Forecast.on_bench(bench, CheckpointSource(location, dtype=dtype), horizon, sampling)
+
+
+def _valid_table(windows: _Windows, found: Mapping[str, Distribution], ensemble: Ensemble | None) -> pd.DataFrame:
+    dates, truth = windows.dates, windows.truth
+    half = Calibrations.learn(found, ensemble, truth, early_dates(dates, truth.shape[1], half=True))
+    judged = ~early_dates(dates, 0, half=True)
+    parts = [
+        windows.table(found, Calibrations(), WHOLE),
+        windows.table(half.complete(found, ensemble, truth), half, SECOND_HALF, judged),
     ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _group_columns(bench: Bench, rows: NDArray[np.int64]) -> pd.DataFrame:
@@ -211,50 +207,18 @@ def _group_columns(bench: Bench, rows: NDArray[np.int64]) -> pd.DataFrame:
     return groups.iloc[order.to_numpy()].reset_index(drop=True)
 
 
-def _makers(
-    bench: Bench, rows: NDArray[np.int64], truth: NDArray[np.float64], location: Any, n_paths: int, horizon: int
-) -> dict[str, Any]:
-    makers: dict[str, Any] = {
-        REFERENCE: lambda: histvol_distribution(bench.panel, rows, truth),
-        "garch_t": lambda: garch_distribution(bench.panel, rows, truth),
-    }
-    if location:
-
-        def kronos() -> Distribution:
-            forecaster = CheckpointSource(str(location)).load()
-            policy = bench.policy if forecaster.lookback == bench.policy.lookback else None
-            plan = ReductionPlan(
-                policy or _policy(bench, forecaster.lookback), horizon,
-                SamplingConfig(n_paths=n_paths, temperature=1.0, top_p=1.0), find_calendar(None, "day"),
-                {"expected_return": ("expected_return", None)},
-            )  # fmt: skip
-            return forecast_distribution(reduce_forecasts(forecaster, bench.panel, rows, truth, plan), n_paths)
-
-        makers["kronos"] = kronos
-    return makers
-
-
-def _policy(bench: Bench, lookback: int) -> Any:
-    from dataclasses import replace
-
-    return replace(bench.policy, lookback=lookback, min_bars=min(bench.policy.min_bars, lookback))
-
-
-def _keep_calibrations(
-    folder: Path, settings: Mapping[str, Any], calibrations: Mapping[str, IntervalCalibration]
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"settings": settings, "intervals": {name: found.to_dict() for name, found in calibrations.items()}}
-    with whole_file(folder / CALIBRATION) as partial:
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def _read_calibrations(folder: Path, settings: Mapping[str, Any]) -> dict[str, IntervalCalibration]:
-    path = folder / CALIBRATION
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if content.get("settings") != settings:
-        raise ValueError(
-            f"{path} has no recalibration learned on valid with {dict(settings)}; run `benchmark probability --segment "
-            "valid` with the same options first"
+def _describe(table: pd.DataFrame) -> list[str]:
+    lines = []
+    for row in table[(table["step"] == 0) & (table["group"] == "all")].to_dict(orient="records"):
+        skills = [
+            f"{rival} {row[column]:+.2%} [{row[f'{column}_lower']:+.2%}, {row[f'{column}_upper']:+.2%}]"
+            for column, rival in SKILLS.items()
+            if rival != row["method"]
+        ]
+        conformal = f", conformal {row['recalibrated_90']:.1%}" if np.isfinite(row["recalibrated_90"]) else ""
+        part = "" if row["part"] == WHOLE else " (second half)"
+        lines.append(
+            f"{row['method']}{part}: CRPS {row['crps']:.5f}, skill against {' and '.join(skills)}, 90 % interval holds "
+            f"{row['coverage_90']:.1%}{conformal}"
         )
-    return {name: IntervalCalibration.from_dict(found) for name, found in content["intervals"].items()}
+    return lines
