@@ -142,7 +142,7 @@ class Ensemble:
     Attributes
     ----------
     paths : float32 (n, P, S), cumulative returns. reference : float64 (n, S), standard deviations that the spread may
-        be drawn towards. estimator : of the CRPS, see :func:`kronos_qlib.comparison.sampled.choose_estimator`.
+        be drawn towards. estimator : of the CRPS, see :func:`kronos_qlib.forecast.reduction.choose_estimator`.
     """
 
     paths: NDArray[np.float32]

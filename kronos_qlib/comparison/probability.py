@@ -25,10 +25,10 @@ from kronos_qlib.comparison.distributions import (
 from kronos_qlib.comparison.kept import kept_array
 from kronos_qlib.comparison.probability_table import GARCH, GROUPS, REFERENCE, SKILLS, probability_table
 from kronos_qlib.comparison.run import RunConfig, current_commit
-from kronos_qlib.comparison.sampled import Forecast, SampledReturns, choose_estimator, describe_windows
+from kronos_qlib.comparison.sampled import Forecast, SampledReturns, describe_windows
 from kronos_qlib.comparison.statistics import write_table
 from kronos_qlib.evaluation.outcomes import realised_returns
-from kronos_qlib.forecast.reduction import CheckpointSource
+from kronos_qlib.forecast.reduction import CheckpointSource, choose_estimator
 from kronos_qlib.kronos import SamplingConfig
 
 HORIZON, N_PATHS = 10, 64
@@ -56,7 +56,7 @@ def judge_probability(
     Parameters
     ----------
     every : use every so many sessions. sampling : of the checkpoint; the CRPS of draws that are not independent is the
-        ensemble's own, which is a little too high (:func:`kronos_qlib.comparison.sampled.choose_estimator`).
+        ensemble's own, which is a little too high (:func:`kronos_qlib.forecast.reduction.choose_estimator`).
     dtype : of the networks. jobs : processes; no figure depends on it.
 
     Returns

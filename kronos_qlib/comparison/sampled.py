@@ -58,18 +58,6 @@ class Forecast:
         }
 
 
-def choose_estimator(sampling: SamplingConfig) -> str:
-    """``fair`` for independent draws, ``standard`` for all others.
-
-    The fair estimator takes the mean distance of two paths for that of two independent draws. Paths of the other
-    schemes keep away from each other, so that it takes too much off: up to 1 / P of the score (1.6 % with 64 paths,
-    10 % with 10) in the ensemble's favour. The standard one takes the ensemble for the whole distribution, which is
-    too high by as much for independent draws and by less for spread ones: a skill that it shows is one. Where every
-    per cent counts, draw independently.
-    """
-    return "fair" if sampling.scheme == "independent" else "standard"
-
-
 @dataclass(frozen=True, eq=False)
 class SampledReturns:
     """Cumulative returns of paths, float32 (n, P, S), NaN where there is no window.

@@ -98,7 +98,8 @@ class ReducedForecasts:
     Attributes
     ----------
     signals : name to float64 (n,).
-    crps : float64 (n, horizon), fair, of the cumulative return; NaN throughout with one path.
+    crps : float64 (n, horizon), of the cumulative return, by the estimator of :func:`choose_estimator`; NaN throughout
+        with one path.
     below, equal : float64 (n, horizon), paths below the truth, and equal to it.
     lower, upper : float64 (n, levels, horizon), ends of the central intervals of the cumulative return, quantiles at
         i / (P + 1) (numpy's ``weibull``); ``lower_linear``, ``upper_linear`` : numpy's default quantiles.
@@ -136,6 +137,18 @@ class ReducedForecasts:
         return ReducedForecasts({name: values[kept] for name, values in self.signals.items()}, **arrays)
 
 
+def choose_estimator(sampling: SamplingConfig) -> str:
+    """``fair`` for independent draws, ``standard`` for all others.
+
+    The fair estimator takes the mean distance of two paths for that of two independent draws. Paths of the other
+    schemes keep away from each other, so that it takes too much off: up to 1 / P of the score (1.6 % with 64 paths,
+    10 % with 10) in the ensemble's favour. The standard one takes the ensemble for the whole distribution, which is
+    too high by as much for independent draws and by less for spread ones: a skill that it shows is one. Where every
+    per cent counts, draw independently.
+    """
+    return "fair" if sampling.scheme == "independent" else "standard"
+
+
 def reduce_paths(paths: KlinePaths, truth: NDArray[np.float64], plan: ReductionPlan) -> ReducedForecasts:
     """Reduce one batch; truth is float64 (B, horizon) of cumulative returns (see ``realised_returns``)."""
     returns = np.asarray(paths.returns(), dtype=np.float64)
@@ -144,14 +157,16 @@ def reduce_paths(paths: KlinePaths, truth: NDArray[np.float64], plan: ReductionP
     }
     known = np.isfinite(truth) & np.isfinite(returns).all(axis=1)
     beside = truth[:, None, :]
-    fair = crps_ensemble(returns, truth) if returns.shape[1] > 1 else np.full(truth.shape, np.nan)
+    crps = np.full(truth.shape, np.nan)
+    if returns.shape[1] > 1:
+        crps = crps_ensemble(returns, truth, estimator=choose_estimator(plan.sampling))
     ends = np.array([[(1.0 - level) / 2.0, (1.0 + level) / 2.0] for level in plan.levels])
     weibull, linear = (
         np.quantile(returns, ends, axis=1, method=method).transpose(1, 2, 0, 3) for method in ("weibull", "linear")
     )
     return ReducedForecasts(
         signals=signals,
-        crps=fair,
+        crps=crps,
         below=np.where(known, (returns < beside).sum(axis=1), np.nan),
         equal=np.where(known, (returns == beside).sum(axis=1), np.nan),
         lower=weibull[0],

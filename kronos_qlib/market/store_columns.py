@@ -54,8 +54,8 @@ def write_columns(
     names = _names(frame, prefix)
     sessions = store_calendar(place, freq, future=False)
     position, codes, instruments = _places(frame, sessions)
-    bars = f"{SPAN_FIELD}.{freq}.bin"
-    absent = [code for code in instruments if not (place / "features" / feature_folder(code) / bars).is_file()]
+    span = f"{SPAN_FIELD}.{freq}.bin"
+    absent = [code for code in instruments if not (place / "features" / feature_folder(code) / span).is_file()]
     if absent:
         raise ValueError(f"{len(absent)} instruments have no bars in the store, first {absent[0]!r}; leave them out")
     values = frame.to_numpy(dtype=np.float32)
@@ -64,7 +64,7 @@ def write_columns(
     rows = {feature_folder(code): order[bounds[i] : bounds[i + 1]] for i, code in enumerate(instruments)}
     nothing = order[:0]
     with changed_folder(place, METADATA_FILE) as folder:
-        for bars in sorted((folder / "features").glob(f"*/{SPAN_FIELD}.{freq}.bin")):
+        for bars in sorted((folder / "features").glob(f"*/{span}")):
             own = rows.get(bars.parent.name, nothing)
             block = _laid_out(values[own], position[own], bars)
             for name, column in zip(names, block, strict=True):

@@ -17,11 +17,11 @@ from kronos_qlib.comparison.kept import kept_array
 from kronos_qlib.comparison.probability import judge_probability, judged_windows
 from kronos_qlib.comparison.probability_table import probability_table
 from kronos_qlib.comparison.run import RunConfig
-from kronos_qlib.comparison.sampled import Forecast, SampledReturns, choose_estimator, describe_windows
+from kronos_qlib.comparison.sampled import Forecast, SampledReturns, describe_windows
 from kronos_qlib.comparison.task import Protocol
 from kronos_qlib.evaluation.conformal import IntervalCalibration
 from kronos_qlib.evaluation.outcomes import realised_returns
-from kronos_qlib.forecast.reduction import CheckpointSource
+from kronos_qlib.forecast.reduction import CheckpointSource, choose_estimator
 from kronos_qlib.kronos import SamplingConfig
 from kronos_qlib.sweep_backtest import BacktestConfig
 
