@@ -171,7 +171,7 @@ def _calibration(found: dict[str, Any]) -> str:
                 f"PIT off by {number(row['pit_deviation'], '.3f')}"
             )
     if found["settings"]["sampling"]["scheme"] != "independent":
-        lines.append("  these paths are no independent draws: the CRPS takes them as the whole distribution, too strict at few")
+        lines.append("  these paths are no independent draws: the CRPS takes them as the whole distribution, strict at few")
         lines.append("  of them; to compare distributions, draw independently (--scheme independent)")
     return "\n".join(lines)
 
