@@ -12,6 +12,10 @@ from kronos_qlib.cli_forecast import CHECKPOINT_HELP
 from kronos_qlib.cli_output import check_output_folder, whole_files
 
 SHOWN_LABELS = ("one_day", "five_day", "ten_day", "ten_day_traded")
+NOT_INDEPENDENT = (
+    "  these paths are no independent draws: the CRPS takes them as the whole distribution, which is too strict at few of\n"
+    "  them; to compare distributions, draw independently (--scheme independent)"
+)
 SHOWN_STEPS = (1, 5, 10)
 
 
@@ -171,8 +175,7 @@ def _calibration(found: dict[str, Any]) -> str:
                 f"PIT off by {number(row['pit_deviation'], '.3f')}"
             )
     if found["settings"]["sampling"]["scheme"] != "independent":
-        lines.append("  these paths are no independent draws: the CRPS takes them as the whole distribution, strict at few")
-        lines.append("  of them; to compare distributions, draw independently (--scheme independent)")
+        lines.append(NOT_INDEPENDENT)
     return "\n".join(lines)
 
 
