@@ -13,7 +13,7 @@ from kronos_qlib.cli_output import check_output_folder, whole_files
 
 SHOWN_LABELS = ("one_day", "five_day", "ten_day", "ten_day_traded")
 NOT_INDEPENDENT = (
-    "  these paths are no independent draws: the CRPS takes them as the whole distribution, which is too strict at few\n"
+    "  these paths are no independent draws: the CRPS takes them as the whole distribution, too strict at few\n"
     "  of them; to compare distributions, draw independently (--scheme independent)"
 )
 SHOWN_STEPS = (1, 5, 10)
