@@ -14,12 +14,13 @@ from kronos_qlib.comparison.rows import FLAGS
 from kronos_qlib.kronos.config import check_keys
 
 REGISTRY = Path(__file__).with_name("methods.yaml")
-KINDS = ("qlib", "column", "factor", "scores", "lagged", "shuffled_scores", "shuffled_labels")
+KINDS = ("qlib", "column", "factor", "scores", "lagged", "blend", "shuffled_scores", "shuffled_labels")
+BLENDED = ("qlib", "column", "factor")
 DERIVED = ("lagged", "shuffled_scores", "shuffled_labels")
 FAMILIES = ("baseline", "reference", "kronos", "control")
 METHOD_KEYS = (
-    "title", "family", "kind", "task", "of", "column", "sign", "lag", "needs", "seeds", "budget", "not_run", "variants",
-    "stops_on_valid", "path", "seen",
+    "title", "family", "kind", "task", "of", "parts", "column", "sign", "lag", "needs", "seeds", "budget", "not_run",
+    "variants", "stops_on_valid", "path", "seen",
 )  # fmt: skip
 SEED = "<SEED>"
 # What the runner knows by itself; any other text in angle brackets is given by the caller.
@@ -43,7 +44,9 @@ class Method:
     kind : ``qlib``: ``task`` has a Qlib model and dataset. ``column``: ``column`` of the reference columns, times
         ``sign``. ``factor``: the factor ``column`` of the forecast store ``path``, times ``sign``. ``scores``: those of
         the parquet file ``path``, such as a rolling run's joined prediction, made elsewhere (valid and test may be two
-        files). ``lagged``: the scores of method ``of``, ``lag`` sessions late. ``shuffled_scores``: those dealt out at
+        files). ``lagged``: the scores of method ``of``, ``lag`` sessions late. ``blend``: the mean of the z-scores
+        within each date of the methods ``parts`` (of several seeds the first); a member that one of them has no score
+        for counts as its mean. ``shuffled_scores``: those dealt out at
         random within each date; ``shuffled_labels``: those judged against labels dealt out so.
     needs : modules that must be importable.
     seeds : for models that have one: run for each. Others run once, with seed 0.
@@ -53,7 +56,8 @@ class Method:
     stops_on_valid : whether fitting uses the valid segment's labels (early stopping): its valid figures flatter it.
     seen : for ``scores``, which nobody here has made: whether weights behind them saw dates of the segment judged;
         ``unknown`` unless who adds the entry knows.
-    source : for the kinds with ``of``, that method's configuration; :func:`read_methods` fills it in.
+    source : for the kinds with ``of``, that method's configuration, and for ``blend`` those of its ``parts``;
+        :func:`read_methods` fills it in.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Method:
     kind: str = "qlib"
     task: Mapping[str, Any] = field(default_factory=dict)
     of: str = ""
+    parts: tuple[str, ...] = ()
     column: str = ""
     sign: float = 1.0
     lag: int = 20
@@ -86,6 +91,8 @@ class Method:
             raise ValueError(f"{where}: `path`, a file or folder, belongs to kinds {list(WITH_PATH)}, which need it")
         if self.kind in DERIVED and not self.of:
             raise ValueError(f"{where}: kind {self.kind} needs `of`, the method whose scores it takes")
+        if (self.kind == "blend") != (len(self.parts) > 1):
+            raise ValueError(f"{where}: `parts`, at least two methods, belong to kind blend, which needs them")
         if not self.seeds or self.variants < 1 or not self.budget > 0 or self.lag < 0:
             raise ValueError(
                 f"{where}: expected at least one seed and variant, a budget above 0 and a lag of 0 or more"
@@ -139,9 +146,15 @@ def read_methods(paths: Sequence[Path] = (REGISTRY,)) -> dict[str, Method]:
     for name, method in methods.items():
         if method.of:
             check_keys([method.of], methods, f"method {name!r}: of")
-            if methods[method.of].of:
+            if methods[method.of].of or methods[method.of].parts:
                 raise ValueError(f"method {name!r} is of {method.of!r}, which is made of another's scores itself")
             methods[name] = replace(method, source=methods[method.of].configuration())
+        if method.parts:
+            check_keys(method.parts, methods, f"method {name!r}: parts")
+            made = [part for part in method.parts if methods[part].kind not in BLENDED]
+            if made:
+                raise ValueError(f"method {name!r} blends {made[0]!r}; expected parts of kinds {list(BLENDED)}")
+            methods[name] = replace(method, source={part: methods[part].configuration() for part in method.parts})
     return methods
 
 
@@ -149,7 +162,7 @@ def choose(methods: Mapping[str, Method], names: Sequence[str]) -> list[Method]:
     """Return the named methods in the registry's order, all of them without names; a source comes before its user."""
     check_keys(list(names), methods, "--methods")
     chosen = [method for method in methods.values() if not names or method.name in names]
-    return sorted(chosen, key=lambda method: bool(method.of))
+    return sorted(chosen, key=lambda method: bool(method.of or method.parts))
 
 
 def fill(value: Any, given: Mapping[str, Any]) -> Any:
@@ -176,7 +189,7 @@ def _method(name: str, entry: Any, path: Path) -> Method:
         raise ValueError(f"{path}: method {name!r} is {type(entry).__name__}; expected a mapping")
     check_keys(entry, METHOD_KEYS, f"{path}: method {name!r}")
     values = dict(entry)
-    for key in ("needs", "seeds"):
+    for key in ("needs", "seeds", "parts"):
         if key in values:
             values[key] = tuple(values[key])
     return Method(name=name, **({"title": name} | values))

@@ -17,7 +17,7 @@ from kronos_qlib.comparison.bench import Bench
 from kronos_qlib.comparison.checkpoints import Weights, file_fingerprint, find_weights
 from kronos_qlib.comparison.methods import Method, fill
 from kronos_qlib.comparison.rows import FIGURES, Row, add_row, read_rows
-from kronos_qlib.comparison.scores import read_scores
+from kronos_qlib.comparison.scores import blend, read_scores
 from kronos_qlib.comparison.state import State
 from kronos_qlib.comparison.task import Protocol, Task
 from kronos_qlib.comparison.worker import NotRun, run_method
@@ -109,7 +109,7 @@ class Runner:
             )
         chosen = [row for row in mine if row.segment == "valid"]
         # scores made elsewhere: those of valid may be another file
-        elsewhere = self._source(task.method).kind == "scores"
+        elsewhere = self._sources(task.method)[0].kind == "scores"
         if not any(
             row.configuration == task.configuration and (elsewhere or row.checkpoint == task.checkpoint)
             for row in chosen
@@ -153,15 +153,20 @@ class Runner:
             scratch = self.state.folder / "scratch" / task.key
             raw, cpu = run_method(scaled, self.given(method), self.state.fit(task.fit_key), scratch)
             return self.bench.lay_out(raw), None, cpu
+        if method.kind == "blend":
+            return blend([self._kept(part) for part in method.parts]), None, 0.0
         return *self._derived(task), 0.0
+
+    def _kept(self, name: str) -> pd.Series:
+        """Scores that a method's first task has left in the state folder."""
+        key = self.tasks(self.methods[name])[0].key
+        if not self.state.has(key):
+            raise NotRun(f"takes the scores of {name}, which has not been run")
+        return self.state.scores(key)
 
     def _derived(self, task: Task) -> tuple[pd.Series, pd.Series | None]:
         """Scores made of another method's."""
-        method, source = task.method, self.methods[task.method.of]
-        key = self.tasks(source)[0].key
-        if not self.state.has(key):
-            raise NotRun(f"takes the scores of {method.of}, which has not been run")
-        score = self.state.scores(key)
+        method, score = task.method, self._kept(task.method.of)
         if method.kind == "lagged":
             return lag_score(score, method.lag, self.bench.sessions).reindex(self.bench.age.index), None
         if method.kind == "shuffled_scores":
@@ -191,19 +196,20 @@ class Runner:
         return values
 
     def _weights(self, method: Method) -> Weights:
-        method, values = self._source(method), self.given(method)
-        if any(name not in values for name in method.placeholders()):
+        sources, values = self._sources(method), self.given(method)
+        names = sorted({name for source in sources for name in source.placeholders()})
+        if any(name not in values for name in names):
             return Weights()  # it will not be run
-        if method.kind == "scores":
-            return Weights(file_fingerprint(self._path(method)))
-        used = tuple(str(values[name]) for name in method.placeholders())
+        if sources[0].kind == "scores":
+            return Weights(file_fingerprint(self._path(sources[0])))
+        used = tuple(str(values[name]) for name in names)
         if used not in self._found_weights:
             self._found_weights[used] = find_weights(used)
         return self._found_weights[used]
 
-    def _source(self, method: Method) -> Method:
-        """The method whose scores are judged."""
-        return self.methods[method.of] if method.of else method
+    def _sources(self, method: Method) -> list[Method]:
+        """The methods whose scores are judged."""
+        return [self.methods[name] for name in method.parts or (method.of,) if name] or [method]
 
     def _path(self, method: Method) -> Path:
         return Path(str(fill(method.path, self.given(method)))).expanduser()
@@ -212,9 +218,10 @@ class Runner:
         empty: dict[str, Any] = dict.fromkeys(FIGURES, math.nan) | {
             "first": "", "last": "", "days": 0, "rows": 0, "coverage": 0.0,
         }  # fmt: skip
-        source = self._source(task.method)
-        seen = source.seen if source.kind == "scores" else self._weights(source).seen(self.bench.start)
-        on_valid = self.segment == "valid" and source.stops_on_valid
+        sources = self._sources(task.method)
+        weights = self._weights(task.method)
+        seen = sources[0].seen if sources[0].kind == "scores" else weights.seen(self.bench.start)
+        on_valid = self.segment == "valid" and any(source.stops_on_valid for source in sources)
         return Row(
             method=task.method.name, family=task.method.family, configuration=task.configuration, seed=task.seed,
             segment=task.segment, key=task.key, status="not run" if reason else "done", reason=reason,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -33,6 +34,18 @@ def read_scores(path: Path) -> pd.Series:
     if not frame.index.is_unique:
         raise ValueError(f"{path} scores {frame.index[frame.index.duplicated()][0]} twice")
     return (frame["score"] if "score" in frame else frame.iloc[:, 0]).rename("score")
+
+
+def blend(scores: Sequence[pd.Series]) -> pd.Series:
+    """Mean of the z-scores within each date of several methods' laid-out scores, on one index.
+
+    A row that one method has no score for takes its mean, 0, there; a row that none has stays NaN.
+    """
+    table = pd.concat(list(scores), axis=1, keys=range(len(scores)))
+    grouped = table.groupby(level="datetime")
+    standard = (table - grouped.transform("mean")) / grouped.transform("std").replace(0.0, np.nan)
+    known = table.notna().any(axis=1)
+    return standard.fillna(0.0).mean(axis=1).where(known).rename("score")
 
 
 def carry_scores(raw: pd.Series, age: pd.Series, carry: int) -> pd.Series:

@@ -55,6 +55,14 @@ def test_later_registries_add_and_override(tmp_path: Path) -> None:
         ("one: {title: One, family: kronos, kind: scores}", "which need it"),
         ("one: {title: One, family: kronos, kind: column, path: file}", "belongs to kinds"),
         ("one: {title: One, family: kronos, kind: scores, path: file, seen: never}", "unknown key 'never'"),
+        ("one: {title: One, family: kronos, kind: blend}", "`parts`, at least two methods"),
+        ("one: {title: One, family: kronos, kind: column, column: a, parts: [b, c]}", "belong to kind blend"),
+        ("one: {title: One, family: kronos, kind: blend, parts: [a, b]}", "unknown key 'a'"),
+        (
+            "a: {title: A, family: kronos, kind: scores, path: f}\n"
+            "b: {title: B, family: kronos, kind: blend, parts: [a, a]}",
+            "blends 'a'; expected parts of kinds",
+        ),
         ("one: 3", "expected a mapping"),
         ("- one", "expected a mapping"),
     ],

@@ -53,6 +53,7 @@ network:
             sampling: {n_paths: 2}, device: cpu}},
         dataset: {class: KlineDataset, module_path: kronos_qlib.dataset, kwargs: {handler: {
             class: KlineHandler, module_path: kronos_qlib.handler, kwargs: {start_time: <SEGMENT_START>}}}}}}
+both: {title: Both, family: kronos, kind: blend, parts: [network, reversal]}
 made: {title: Made elsewhere, family: kronos, kind: scores, path: <MADE>}
 slow: {title: Slow, family: baseline, not_run: it takes a week}
 greedy: {title: Greedy, family: baseline, budget: 0.001, task: {model: {}, dataset: {}}}
@@ -105,7 +106,7 @@ def rows(runner: Runner, methods: dict[str, Method]) -> Iterator[dict[str, Row]]
 
 def test_every_method_has_a_row_or_a_reason(rows: dict[str, Row], methods: dict[str, Method]) -> None:
     assert {name for name, row in rows.items() if row.status == "done"} == {
-        "learner", "reversal", "late", "mixed", "mixed_labels", "network", "made",
+        "learner", "reversal", "late", "mixed", "mixed_labels", "network", "both", "made",
     }  # fmt: skip
     assert rows["slow"].reason == "it takes a week"
 
@@ -237,6 +238,18 @@ def test_the_late_signal_is_the_signal_of_two_sessions_before(runner: Runner, ro
     assert rows["late"].coverage < 1.0
 
 
+def test_a_blend_is_the_mean_of_its_parts_ranks_and_knows_their_weights(runner: Runner, rows: dict[str, Row]) -> None:
+    parts = [runner.state.scores(rows[name].key).unstack("instrument") for name in ("network", "reversal")]
+    standard = [part.sub(part.mean(axis=1), axis=0).div(part.std(axis=1), axis=0) for part in parts]
+    mean = runner.state.scores(rows["both"].key).unstack("instrument")
+    both = standard[0].notna() & standard[1].notna()
+    assert both.to_numpy().mean() > 0.5
+    half = ((standard[0] + standard[1]) / 2)[both]
+    np.testing.assert_allclose(mean.reindex_like(half)[both], half)
+    assert rows["both"].checkpoint == rows["network"].checkpoint
+    assert rows["both"].trained_on_segment == rows["network"].trained_on_segment == "yes"
+
+
 def test_controls_have_no_portfolio_of_shuffled_labels(rows: dict[str, Row]) -> None:
     assert np.isnan(rows["mixed_labels"].net_excess_return)
     assert np.isfinite(rows["mixed"].net_excess_return)
@@ -317,7 +330,7 @@ def test_the_tables_of_a_segment_are_written(
     lines = compare(folder, config.state, "valid", list(methods.values()), ["network"])
     assert any("network - learner" in line for line in lines)
     pairs = pd.read_csv(folder / "comparisons_valid.csv")
-    assert set(pairs["rival"]) == {"learner", "reversal", "late", "made"}  # no control is a rival
+    assert set(pairs["rival"]) == {"learner", "reversal", "late", "both", "made"}  # no control is a rival
     costs = pd.read_csv(folder / "costs_valid.csv")
     assert costs.groupby("method")["net_excess_return"].apply(lambda s: s.is_monotonic_decreasing).all()
     assert set(pd.read_csv(folder / "years_valid.csv")["year"]) == {2020}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kronos_qlib.comparison.scores import carry_scores
+from kronos_qlib.comparison.scores import blend, carry_scores
 
 DAYS = pd.date_range("2020-01-01", periods=5, name="datetime")
 
@@ -46,3 +46,17 @@ def test_rows_outside_the_table_and_their_order_do_not_count() -> None:
     shuffled = raw.sample(frac=1.0, random_state=1).swaplevel()
     assert carry_scores(shuffled, age, 20).equals(carry_scores(raw, age, 20))
     assert carry_scores(raw, age, 20).index.equals(age.index)
+
+
+def test_a_blend_weighs_both_alike_and_takes_a_missing_one_for_its_mean() -> None:
+    nan = np.nan
+    small = scores(a=[1.0] * 5, b=[2.0] * 5, c=[3.0] * 5)
+    large = pd.DataFrame(
+        {"a": [300.0, nan] * 2 + [nan], "b": [200.0] * 4 + [nan], "c": [100.0] * 4 + [nan]}, index=DAYS
+    )
+    found = blend([small, large.rename_axis(columns="instrument").stack(future_stack=True)]).unstack("instrument")
+    assert found.iloc[0].tolist() == [0.0, 0.0, 0.0]  # opposite, whatever their units
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(found.iloc[1], [-0.5, half / 2, 0.5 - half / 2])
+    np.testing.assert_allclose(found.iloc[4], [-0.5, 0.0, 0.5])
+    assert blend([small * nan, small * nan]).isna().all()
