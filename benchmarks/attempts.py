@@ -36,6 +36,7 @@ from kronos_qlib.alpha.components import fit_components
 from kronos_qlib.alpha.factors import FACTORS
 from kronos_qlib.comparison.bench import Bench
 from kronos_qlib.comparison.run import current_commit
+from kronos_qlib.comparison.scores import blend, standardise
 from kronos_qlib.comparison.task import Protocol
 from kronos_qlib.evaluation.attribution import neutralise
 from kronos_qlib.evaluation.bootstrap import paired_bootstrap
@@ -115,7 +116,7 @@ class Attempts:
         self.groups["embedding"] = frame[[at[name] for name in embedding]]
         ours = {*embedding, *FACTORS, *TOKEN_FACTORS, *LABELS}
         self.groups["alpha158"] = frame[[at[name] for name in names if name not in ours]]
-        self.labels = {name: self.z(frame[at[name]]) for name in LABELS}
+        self.labels = {name: standardise(frame[at[name]]) for name in LABELS}
         day1 = frame[at["day1"]]
         # as Qlib's CSRankNorm
         self.labels["rank1"] = (day1.groupby(level="datetime").rank(pct=True) - 0.5) * 3.46
@@ -128,12 +129,6 @@ class Attempts:
         target = label[self.fitted]
         weights = np.array([daily_rank_ic(ranks.loc[self.fitted, name], target).mean() for name in ranks])
         return pd.DataFrame({"composite": ranks.to_numpy() @ np.nan_to_num(weights)}, self.frame.index)
-
-    @staticmethod
-    def z(column: pd.Series) -> pd.Series:
-        """z-score within each date, as Qlib's CSZScoreNorm."""
-        groups = column.groupby(level="datetime")
-        return (column - groups.transform("mean")) / groups.transform("std")
 
     def columns(self, variant: Variant) -> np.ndarray:
         """Columns of a variant, float32 (rows, n)."""
@@ -155,8 +150,7 @@ class Attempts:
             return pd.read_parquet(kept)["score"]
         variant = VARIANTS[name]
         if variant.blend:
-            parts = [self.z(self.scores(other)) for other in variant.blend]
-            score = sum(parts[1:], parts[0]) / len(parts)
+            score = blend([self.scores(other) for other in variant.blend])
         else:
             base = self.scores(variant.residual) if variant.residual else 0.0
             target = (self.labels[variant.label] - base).to_numpy(dtype=np.float32)

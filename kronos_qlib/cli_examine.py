@@ -162,6 +162,9 @@ def _signal_line(row: dict[str, Any], correlation: float | None) -> str:
 
 
 def _calibration(found: dict[str, Any]) -> str:
+    from kronos_qlib.forecast.reduction import choose_estimator
+    from kronos_qlib.kronos import SamplingConfig
+
     expected = ", ".join(f"{level} %: {covered:.1%}" for level, covered in found["calibrated_coverage"].items())
     lines = [f"coverage of central intervals of the close (a calibrated ensemble of so many paths covers {expected})"]
     for row in found["calibration"]:
@@ -174,7 +177,7 @@ def _calibration(found: dict[str, Any]) -> str:
                 f"skill on a normal of 20-day volatility {number(row['crps_skill'], '+.3f')}; "
                 f"PIT off by {number(row['pit_deviation'], '.3f')}"
             )
-    if found["settings"]["sampling"]["scheme"] != "independent":
+    if choose_estimator(SamplingConfig(**found["settings"]["sampling"])) == "standard":
         lines.append(NOT_INDEPENDENT)
     return "\n".join(lines)
 

@@ -45,9 +45,8 @@ class Distribution:
         return Distribution(*(values[kept] for values in vars(self).values()))
 
 
-def histvol_distribution(panel: BarPanel, rows: NDArray[np.int64], truth: Floats) -> Distribution:
-    """Random walk with the volatility of the last 20 returns up to each row."""
-    spread = recent_volatility(panel, rows)
+def histvol_distribution(spread: Floats, truth: Floats) -> Distribution:
+    """Random walk with a bar's standard deviation ``spread`` (n,), such as :func:`recent_volatility`'s."""
     ends = _ends()
     quantiles = random_walk_quantiles(spread, truth.shape[1], [*ends[:, 0], 0.5, *ends[:, 1]])
     count = len(LEVELS)

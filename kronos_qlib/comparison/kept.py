@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from tqdm import tqdm
 
 from kronos_qlib.comparison.task import fingerprint
+from kronos_qlib.forecast.pool_worker import start_worker
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.swap import whole_file
 
@@ -146,17 +145,8 @@ _shared: dict[str, Any] = {}
 
 
 def _start_worker(work: WindowWork, panel: BarPanel, threads: int) -> None:
-    torch.set_num_threads(threads)
+    start_worker(threads)
     _shared.update(work=work, panel=panel)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Without this, a worker whose parent was killed would finish its chunks and then wait for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _work(path: Path, part: Positions) -> int:

@@ -46,8 +46,8 @@ class Method:
         the parquet file ``path``, such as a rolling run's joined prediction, made elsewhere (valid and test may be two
         files). ``lagged``: the scores of method ``of``, ``lag`` sessions late. ``blend``: the mean of the z-scores
         within each date of the methods ``parts`` (of several seeds the first); a member that one of them has no score
-        for counts as its mean. ``shuffled_scores``: those dealt out at
-        random within each date; ``shuffled_labels``: those judged against labels dealt out so.
+        for counts as its mean. ``shuffled_scores``: those dealt out at random within each date; ``shuffled_labels``:
+        those judged against labels dealt out so.
     needs : modules that must be importable.
     seeds : for models that have one: run for each. Others run once, with seed 0.
     budget : CPU seconds that a run's own process may take; beyond them it is stopped and listed as not run.
@@ -108,6 +108,11 @@ class Method:
         """Whether its fit says what each column gained: Qlib's LightGBM (DoubleEnsemble's parts drop columns)."""
         return self.task.get("model", {}).get("class") == LIGHTGBM
 
+    @property
+    def made_of(self) -> tuple[str, ...]:
+        """Methods whose scores it takes; none where it makes its own."""
+        return self.parts or ((self.of,) if self.of else ())
+
     def placeholders(self) -> list[str]:
         """Names in angle brackets that the caller must give, sorted; seed and threads are not among them."""
         return sorted({name for text in _texts([self.task, self.path]) if (name := _placeholder(text))} - set(BUILT_IN))
@@ -146,7 +151,7 @@ def read_methods(paths: Sequence[Path] = (REGISTRY,)) -> dict[str, Method]:
     for name, method in methods.items():
         if method.of:
             check_keys([method.of], methods, f"method {name!r}: of")
-            if methods[method.of].of or methods[method.of].parts:
+            if methods[method.of].made_of:
                 raise ValueError(f"method {name!r} is of {method.of!r}, which is made of another's scores itself")
             methods[name] = replace(method, source=methods[method.of].configuration())
         if method.parts:
@@ -162,7 +167,7 @@ def choose(methods: Mapping[str, Method], names: Sequence[str]) -> list[Method]:
     """Return the named methods in the registry's order, all of them without names; a source comes before its user."""
     check_keys(list(names), methods, "--methods")
     chosen = [method for method in methods.values() if not names or method.name in names]
-    return sorted(chosen, key=lambda method: bool(method.of or method.parts))
+    return sorted(chosen, key=lambda method: bool(method.made_of))
 
 
 def fill(value: Any, given: Mapping[str, Any]) -> Any:

@@ -160,14 +160,15 @@ class _Arrays:
     def distributions(self, forecast: Forecast | None) -> tuple[dict[str, Distribution], Ensemble | None]:
         """By method, as they are, and the paths of the checkpoint."""
         panel, rows, truth = self.bench.panel, self.windows.rows, self.windows.truth
+        spread = recent_volatility(panel, rows)
         found = {
-            REFERENCE: histvol_distribution(panel, rows, truth),
+            REFERENCE: histvol_distribution(spread, truth),
             GARCH: GarchFigures.read(self._kept(GarchFigures(rows, truth, self.origin))),
         }
         if forecast is None:
             return found, None
         paths = self._kept(SampledReturns(forecast, rows, self.origin))
-        reference = recent_volatility(panel, rows)[:, None] * np.sqrt(np.arange(1, truth.shape[1] + 1))
+        reference = spread[:, None] * np.sqrt(np.arange(1, truth.shape[1] + 1))
         ensemble = Ensemble(paths, reference, choose_estimator(forecast.sampling))
         return {**found, RAW: ensemble.distribution(truth)}, ensemble
 

@@ -51,23 +51,23 @@ def probability_table(
     steps = truth.shape[1]
     cuts = [("all", step, np.ones(len(truth), dtype=bool)) for step in range(steps + 1)]
     cuts += [(label, 0, member) for label, member in _members(groups)]
-    rows = []
-    for name in found:
-        for label, step, member in cuts:
-            part = slice(None) if step == 0 else slice(step - 1, step)
-            use = common & member[:, None]
-            known = np.where(use, truth, np.nan)
-            daily = {key: _daily(np.where(use, d.crps, np.nan)[:, part], dates) for key, d in found.items()}
-            row = {"method": name, "group": label, "step": step, **_scores(daily, name, overlap)}
-            row["windows"] = int(np.isfinite(known[:, part]).any(axis=1).sum())
-            row |= _shape(found[name], known, part)
-            row["recalibrated_90"] = _recalibrated(found[name], known, intervals.get(name), part)
-            rows.append(row)
-    return pd.DataFrame(rows)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in found}
+    for label, step, member in cuts:
+        part = slice(None) if step == 0 else slice(step - 1, step)
+        use = common & member[:, None]
+        known = np.where(use, truth, np.nan)
+        windows = int(np.isfinite(known[:, part]).any(axis=1).sum())
+        daily = {name: _daily(np.where(use, d.crps, np.nan)[:, part], dates) for name, d in found.items()}
+        for name, distribution in found.items():
+            row = {"method": name, "group": label, "step": step, "windows": windows}
+            row |= _scores(daily, name, overlap) | _shape(distribution, known, part)
+            row["recalibrated_90"] = _recalibrated(distribution, known, intervals.get(name), part)
+            rows[name].append(row)
+    return pd.DataFrame([row for mine in rows.values() for row in mine])
 
 
 def _scores(daily: Mapping[str, pd.Series], name: str, overlap: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"windows": 0, "days": len(daily[name]), "crps": float(daily[name].mean())}
+    row: dict[str, Any] = {"days": len(daily[name]), "crps": float(daily[name].mean())}
     for column, rival in SKILLS.items():
         figures = (0.0, 0.0, 0.0) if rival == name else (np.nan, np.nan, np.nan)
         if rival in daily and rival != name:

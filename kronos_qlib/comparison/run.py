@@ -153,8 +153,6 @@ class Runner:
             scratch = self.state.folder / "scratch" / task.key
             raw, cpu = run_method(scaled, self.given(method), self.state.fit(task.fit_key), scratch)
             return self.bench.lay_out(raw), None, cpu
-        if method.kind == "blend":
-            return blend([self._kept(part) for part in method.parts]), None, 0.0
         return *self._derived(task), 0.0
 
     def _kept(self, name: str) -> pd.Series:
@@ -165,8 +163,12 @@ class Runner:
         return self.state.scores(key)
 
     def _derived(self, task: Task) -> tuple[pd.Series, pd.Series | None]:
-        """Scores made of another method's."""
-        method, score = task.method, self._kept(task.method.of)
+        """Scores made of other methods'."""
+        method = task.method
+        kept = [self._kept(name) for name in method.made_of]
+        if method.kind == "blend":
+            return blend(kept), None
+        (score,) = kept
         if method.kind == "lagged":
             return lag_score(score, method.lag, self.bench.sessions).reindex(self.bench.age.index), None
         if method.kind == "shuffled_scores":
@@ -209,7 +211,7 @@ class Runner:
 
     def _sources(self, method: Method) -> list[Method]:
         """The methods whose scores are judged."""
-        return [self.methods[name] for name in method.parts or (method.of,) if name] or [method]
+        return [self.methods[name] for name in method.made_of] or [method]
 
     def _path(self, method: Method) -> Path:
         return Path(str(fill(method.path, self.given(method)))).expanduser()

@@ -41,11 +41,15 @@ def blend(scores: Sequence[pd.Series]) -> pd.Series:
 
     A row that one method has no score for takes its mean, 0, there; a row that none has stays NaN.
     """
-    table = pd.concat(list(scores), axis=1, keys=range(len(scores)))
-    grouped = table.groupby(level="datetime")
-    standard = (table - grouped.transform("mean")) / grouped.transform("std").replace(0.0, np.nan)
-    known = table.notna().any(axis=1)
-    return standard.fillna(0.0).mean(axis=1).where(known).rename("score")
+    table = pd.concat([standardise(part).fillna(0.0) for part in scores], axis=1)
+    known = pd.concat(list(scores), axis=1).notna().any(axis=1)
+    return table.mean(axis=1).where(known).rename("score")
+
+
+def standardise(values: pd.Series) -> pd.Series:
+    """z-score within each date, as Qlib's CSZScoreNorm; NaN stays NaN, and a date without any spread is NaN."""
+    days = values.groupby(level="datetime")
+    return (values - days.transform("mean")) / days.transform("std").replace(0.0, np.nan)
 
 
 def carry_scores(raw: pd.Series, age: pd.Series, carry: int) -> pd.Series:

@@ -21,6 +21,7 @@ from kronos_qlib.alpha.signals import check_signal, compute_signal
 from kronos_qlib.evaluation.probability import crps_ensemble
 from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.forecast.paths import KlinePaths
+from kronos_qlib.forecast.pool_worker import start_worker
 from kronos_qlib.kronos import Kronos, SamplingConfig
 from kronos_qlib.market.calendars import TradingCalendar
 from kronos_qlib.market.panel import BarPanel
@@ -254,7 +255,7 @@ _shared: dict[str, Any] = {}
 
 
 def _start_worker(panel: BarPanel, threads: int) -> None:
-    torch.set_num_threads(threads)
+    start_worker(threads)
     _shared["panel"] = panel
 
 

@@ -12,7 +12,7 @@ import lightgbm
 import numpy as np
 import pandas as pd
 import pytest
-from table_rows import ROW
+from table_rows import ROW, write_registry
 from tiny_market import UNIVERSE, write_tiny_store
 
 from kronos_qlib.alpha.factors import FACTORS
@@ -55,9 +55,7 @@ NAMES = ["mystery", "surprise", "skew", "KMID", "emb_000"]
 
 @pytest.fixture(scope="module")
 def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Method]:
-    path = tmp_path_factory.mktemp("registry") / "methods.yaml"
-    path.write_text(REGISTRY, encoding="utf-8")
-    return read_methods([path])
+    return read_methods([write_registry(tmp_path_factory.mktemp("registry"), REGISTRY)])
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from table_rows import write_registry as registry
 
 from kronos_qlib.comparison.methods import KINDS, Method, choose, fill, read_methods
 
@@ -13,12 +14,6 @@ ENTRY = """
 one: {title: One, family: kronos, task: *task, seeds: [1, 2]}
 two: {title: Two, family: control, kind: lagged, of: one}
 """
-
-
-def registry(folder: Path, text: str) -> Path:
-    path = folder / "methods.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def test_an_entry_is_a_row(tmp_path: Path) -> None:

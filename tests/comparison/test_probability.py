@@ -12,7 +12,13 @@ import pytest
 from tiny_market import UNIVERSE, write_tiny_checkpoint, write_tiny_store
 
 from kronos_qlib.comparison.bench import Bench
-from kronos_qlib.comparison.distributions import Distribution, GarchFigures, histvol_distribution, log_returns
+from kronos_qlib.comparison.distributions import (
+    Distribution,
+    GarchFigures,
+    histvol_distribution,
+    log_returns,
+    recent_volatility,
+)
 from kronos_qlib.comparison.kept import kept_array
 from kronos_qlib.comparison.probability import judge_probability, judged_windows
 from kronos_qlib.comparison.probability_table import probability_table
@@ -53,7 +59,7 @@ def test_histvol_is_of_the_last_twenty_returns(config: RunConfig) -> None:
     bench = Bench(config.protocol, config.store, "valid")
     rows, index = judged_windows(bench, 1)
     truth = realised_returns(bench.panel, rows, 3)
-    found = histvol_distribution(bench.panel, rows, truth)
+    found = histvol_distribution(recent_volatility(bench.panel, rows), truth)
     row = rows[7]
     volatility = np.sqrt((log_returns(bench.panel)[row - 19 : row + 1] ** 2).mean())
     assert np.log1p(found.upper[7, 2, 1]) == pytest.approx(1.6448536 * volatility * np.sqrt(2))

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from fake_factors import FakeSource, fake_panel
+from table_rows import write_registry
 from tiny_market import LONG_HALT, UNIVERSE, write_tiny_checkpoint, write_tiny_store
 
 from kronos_qlib.comparison import run as run_module
@@ -78,9 +79,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Method]:
-    path = tmp_path_factory.mktemp("registry") / "methods.yaml"
-    path.write_text(REGISTRY, encoding="utf-8")
-    return read_methods([path])
+    return read_methods([write_registry(tmp_path_factory.mktemp("registry"), REGISTRY)])
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
-"""A row of the table that can be, and one that was not run."""
+"""A row of the table that can be, one that was not run, and a registry of methods in a file."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from kronos_qlib.comparison.rows import Row
 
@@ -14,3 +15,10 @@ ROW = Row(
     max_drawdown=-0.1, turnover=0.19, seconds=10.0, cpu_seconds=9.0,
 )  # fmt: skip
 NOT_RUN = replace(ROW, method="slow", key="s", status="not run", reason="too slow", ic=float("nan"))
+
+
+def write_registry(folder: Path, text: str) -> Path:
+    """Write a registry of methods."""
+    path = folder / "methods.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
