@@ -19,7 +19,7 @@ from qlib.log import get_module_logger
 from qlib.workflow.recorder import Recorder
 from tqdm import tqdm
 
-from kronos_qlib.rolling_config import RollingOptions, load_workflow
+from kronos_qlib.rolling_config import RollingOptions, load_workflow, with_segments
 from kronos_qlib.rolling_horizon import label_horizon
 from kronos_qlib.rolling_plan import Roll, make_rolls, plan_table
 from kronos_qlib.rolling_publish import ROLLS_SUFFIX, check_days, merge_rolls, publish_merged, publish_roll
@@ -40,14 +40,17 @@ class KronosRolling:
     that was finished only makes the records again. Each roll keeps a recorder in the experiment ``NAME_rolls``; the
     joined prediction, its label and the records of the task go to the experiment ``NAME``. The joined prediction is
     also ``prediction.parquet`` in ``state``. All rolls read the same forecast store, where the handler has one, and are
-    done again when its content changes.
+    done again when its content changes. Expressions such as Alpha158's are computed once and kept in ``state/features``
+    (:class:`kronos_qlib.kept_features.KeptLoader`), which may be deleted afterwards.
 
     Parameters
     ----------
     config : YAML file, read as qrun reads it, or a mapping of the same form: ``qlib_init``, ``task``,
         ``experiment_name`` and, optional, ``rolling``. Without ``qlib_init``, Qlib must be initialised already.
-    step, rolling_type, jobs, finetune, horizon : optional
+    step, rolling_type, jobs, finetune, horizon, keep_features : optional
         Come before those of the ``rolling`` block; see :class:`kronos_qlib.rolling_config.RollingOptions`.
+    segments : mapping of names to (first, last) dates, optional
+        Instead of the workflow's, for another period; backtests then span its ``test``.
     state : path-like, optional
         Folder of the finished rolls; None: ``rolling/NAME`` in the working folder.
     experiment_name : str, optional
@@ -68,13 +71,16 @@ class KronosRolling:
         jobs: int | None = None,
         finetune: str | None = None,
         horizon: int | None = None,
+        keep_features: bool | None = None,
+        segments: Mapping[str, tuple[str, str]] | None = None,
         state: str | Path | None = None,
         experiment_name: str | None = None,
     ) -> None:
-        self.config = load_workflow(config)
+        loaded = load_workflow(config)
+        self.config = with_segments(loaded, segments) if segments else loaded
         self.options = RollingOptions.from_block(
             self.config.get("rolling"), step=step, rolling_type=rolling_type, jobs=jobs, finetune=finetune,
-            horizon=horizon,
+            horizon=horizon, keep_features=keep_features,
         )  # fmt: skip
         self.experiment_name = str(experiment_name or self.config.get("experiment_name") or "rolling")
         self.state = Path(state or Path("rolling") / self.experiment_name).expanduser().resolve()
@@ -122,6 +128,10 @@ class KronosRolling:
         """Folder of a roll's files."""
         return self.state / "rolls" / roll.roll_id
 
+    @property
+    def _features(self) -> Path | None:
+        return self.state / "features" if self.options.keep_features else None
+
     def _run_rolls(self) -> dict[str, str]:
         experiment = self.experiment_name + ROLLS_SUFFIX
         todo = [roll for roll in self.rolls if not self._is_done(roll)]
@@ -140,14 +150,15 @@ class KronosRolling:
         if self.options.jobs == 1:
             for roll in todo:
                 before = self.folder(self.rolls[roll.number - 1]) if roll.number else None
-                run_roll(roll, self.folder(roll), self.options.finetune, before)
+                run_roll(roll, self.folder(roll), self.options.finetune, before, self._features)
                 yield roll
             return
         # spawn: a forked child would share torch's threads and Qlib's open files
         with ProcessPoolExecutor(min(self.options.jobs, max(len(todo), 1)), get_context("spawn")) as pool:
             settings, finetune = self._worker_settings(), self.options.finetune
             futures = {
-                pool.submit(run_roll_in_process, settings, roll, self.folder(roll), finetune): roll for roll in todo
+                pool.submit(run_roll_in_process, settings, roll, self.folder(roll), finetune, self._features): roll
+                for roll in todo
             }
             try:
                 for future in as_completed(futures):

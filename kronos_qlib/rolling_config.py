@@ -34,6 +34,7 @@ class RollingOptions:
         the configuration's weights. ``previous``: ``model.fit`` on the first roll, then ``finetune`` of the previous
         roll's model; rolls then wait for each other.
     horizon : sessions after a date that its label reads; None: read from the label's expression.
+    keep_features : compute a handler's expressions once for all rolls; no figure depends on it.
     """
 
     step: int = 63
@@ -41,6 +42,7 @@ class RollingOptions:
     jobs: int = 1
     finetune: str | None = None
     horizon: int | None = None
+    keep_features: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("step", 1), ("jobs", 1), ("horizon", 0)):
@@ -49,6 +51,8 @@ class RollingOptions:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"rolling: {name} must be a whole number >= {least}, got {value!r}")
+        if not isinstance(self.keep_features, bool):
+            raise ValueError(f"rolling: keep_features must be true or false, got {self.keep_features!r}")
         if self.rolling_type not in ROLLING_TYPES:
             raise ValueError(f"rolling: rolling_type must be one of {list(ROLLING_TYPES)}, got {self.rolling_type!r}")
         if self.finetune not in FINETUNE:
@@ -83,6 +87,31 @@ def load_workflow(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(task, Mapping) or not {"model", "dataset"} <= set(task):
         raise ValueError("the workflow has no task with a model and a dataset; it must look like one for qrun")
     return loaded
+
+
+def with_segments(config: Mapping[str, Any], segments: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """Return a workflow whose dataset has these segments (of the first roll) and whose backtests span its ``test``.
+
+    Parameters
+    ----------
+    config : of :func:`load_workflow`. segments : name → (first, last) date, both included.
+
+    Raises
+    ------
+    ValueError : no ``test`` among the segments.
+    """
+    if "test" not in segments:
+        raise ValueError(f"rolling: segments need one named 'test', got {sorted(segments)}")
+    changed = copy.deepcopy(dict(config))
+    given = {name: list(span) for name, span in segments.items()}
+    changed["task"]["dataset"].setdefault("kwargs", {})["segments"] = given
+    records = changed["task"].get("record", [])
+    for record in [records] if isinstance(records, Mapping) else records:
+        settings = record.get("kwargs", {}).get("config") if isinstance(record, Mapping) else None
+        backtest = settings.get("backtest") if isinstance(settings, Mapping) else None
+        if isinstance(backtest, dict):
+            backtest["start_time"], backtest["end_time"] = segments["test"]
+    return changed
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from qlib.workflow.task.gen import RollingGen
 from kronos_qlib import __version__
 from kronos_qlib.forecast.store_catalog import content_fingerprint, fingerprints
 from kronos_qlib.handler import store_path
-from kronos_qlib.market.store import METADATA_FILE, store_metadata
-from kronos_qlib.market.store_columns import COLUMNS_KEY
+from kronos_qlib.kept_features import store_state
 from kronos_qlib.resources import BUNDLED, checkpoint_path
 
 TEST = "test"
@@ -84,7 +83,7 @@ def make_rolls(
     segments = align_segments(plain["dataset"].get("kwargs", {}).get("segments"), calendar)
     last = segments[TEST][1]
     plain["dataset"]["kwargs"]["segments"] = purge(segments, calendar, horizon)
-    inputs = [_store_state(store_path()), _weights(plain)]
+    inputs = [store_state(store_path()), _weights(plain)]
     rolls: list[Roll] = []
     for number, rolled in enumerate(_generator(calendar, step, rolling_type).generate(plain)):
         dates: Segments = dict(rolled["dataset"]["kwargs"]["segments"])
@@ -204,16 +203,6 @@ def _move_fit(settings: Any, first: pd.Timestamp, last: pd.Timestamp) -> None:
     elif isinstance(settings, list):
         for part in settings:
             _move_fit(part, first, last)
-
-
-def _store_state(store: Path) -> dict[str, Any]:
-    if (store / METADATA_FILE).is_file():
-        known = store_metadata(store)
-        # fields that were written later are no part of the fingerprint, but an expression may read them
-        return {key: known[key] for key in ("fingerprint", COLUMNS_KEY) if key in known}
-    # a store of another tool has no fingerprint: its place and its calendar say when it grew
-    days = store / "calendars" / "day.txt"
-    return {"place": str(store), "sessions": hashlib.sha256(days.read_bytes()).hexdigest()}
 
 
 def _weights(settings: Any) -> dict[str, str]:

@@ -21,6 +21,7 @@ from qlib.utils import auto_filter_kwargs, init_instance_by_config
 from qlib.workflow.record_temp import SignalRecord
 
 from kronos_qlib.evaluation.ic import daily_ic, daily_rank_ic, ic_summary
+from kronos_qlib.kept_features import build_dataset
 from kronos_qlib.market.swap import whole_file
 from kronos_qlib.rolling_plan import TEST, Roll
 from kronos_qlib.rolling_recorder import record_to
@@ -29,7 +30,10 @@ PREDICTION, LABEL = "prediction.parquet", "label.parquet"
 METRICS, MODEL, DONE = "metrics.json", "params.pkl", "done.json"
 
 
-def run_roll(roll: Roll, folder: Path, finetune: str | None = None, previous: Path | None = None) -> str:
+def run_roll(
+    roll: Roll, folder: Path, finetune: str | None = None, previous: Path | None = None,
+    features: Path | None = None,
+) -> str:  # fmt: skip
     """Run a roll and write ``folder``; ``done.json`` comes last, so that a folder without it is unfinished.
 
     Files
@@ -45,6 +49,7 @@ def run_roll(roll: Roll, folder: Path, finetune: str | None = None, previous: Pa
     folder : of this roll; an unfinished one is removed first.
     finetune : see :class:`kronos_qlib.rolling_config.RollingOptions`.
     previous : folder of the roll before, for ``finetune="previous"``; None for the first.
+    features : folder where expressions are kept for all rolls; None: computed anew.
 
     Returns
     -------
@@ -60,7 +65,7 @@ def run_roll(roll: Roll, folder: Path, finetune: str | None = None, previous: Pa
     folder.mkdir(parents=True)
     _seed(roll.roll_id)
     with record_to(folder):
-        dataset = init_instance_by_config(roll.task["dataset"], accept_types=Dataset)
+        dataset = build_dataset(roll.task["dataset"], features)
         model = _train(roll, dataset, finetune, previous)
         score = clip(_scores(model.predict(dataset), roll), roll)
         label = clip(SignalRecord.generate_label(dataset), roll)
@@ -74,13 +79,15 @@ def run_roll(roll: Roll, folder: Path, finetune: str | None = None, previous: Pa
     return roll.roll_id
 
 
-def run_roll_in_process(settings: Mapping[str, Any], roll: Roll, folder: Path, finetune: str | None) -> str:
+def run_roll_in_process(
+    settings: Mapping[str, Any], roll: Roll, folder: Path, finetune: str | None, features: Path | None
+) -> str:
     """Run a roll in a worker process, which initialises Qlib first and never opens the parent's tracking store."""
     import qlib
 
     if not C.registered:
         qlib.init(**settings)
-    return run_roll(roll, folder, finetune)
+    return run_roll(roll, folder, finetune, features=features)
 
 
 def clip(frame: pd.DataFrame, roll: Roll) -> pd.DataFrame:

@@ -41,6 +41,7 @@ QLIB_SIDE = {
     "factors",
     "sweep_backtest",
     "kronos_alpha",
+    "kept_features",
     "processor",
     "comparison",
     "report_record",

@@ -18,10 +18,11 @@ from rolling_tasks import SEGMENTS, kronos_task, linear_task, workflow
 from tiny_market import start_qlib, write_tiny_store
 
 from kronos_qlib import rolling as rolling_module
+from kronos_qlib.cli_rolling import parse_segments
 from kronos_qlib.evaluation.ic import daily_ic
 from kronos_qlib.model import KronosModel
 from kronos_qlib.rolling import KronosRolling
-from kronos_qlib.rolling_config import RollingOptions, load_workflow
+from kronos_qlib.rolling_config import RollingOptions, load_workflow, with_segments
 from kronos_qlib.rolling_publish import common_artifacts, merge_rolls, usable_records
 from kronos_qlib.rolling_worker import PREDICTION, run_roll
 
@@ -297,6 +298,31 @@ def test_the_packaged_workflow_rolls_lightgbm(monkeypatch: pytest.MonkeyPatch, t
         load_workflow({"qlib_init": {}})
 
 
+def test_other_segments_move_the_backtest_and_leave_the_workflow_alone() -> None:
+    backtest = {"start_time": "2017-01-01", "end_time": "2020-08-01", "account": 5}
+    config = {"task": {**linear_task(), "record": [
+        {"class": "PortAnaRecord", "kwargs": {"config": {"backtest": dict(backtest)}}},
+        {"class": "KronosReportRecord"},
+    ]}}  # fmt: skip
+    changed = with_segments(config, {"train": ("2019-01-01", "2019-12-31"), "test": ("2020-01-01", "2020-06-30")})
+    assert changed["task"]["dataset"]["kwargs"]["segments"] == {
+        "train": ["2019-01-01", "2019-12-31"], "test": ["2020-01-01", "2020-06-30"],
+    }  # fmt: skip
+    moved = changed["task"]["record"][0]["kwargs"]["config"]["backtest"]
+    assert moved == {"start_time": "2020-01-01", "end_time": "2020-06-30", "account": 5}
+    assert config["task"]["record"][0]["kwargs"]["config"]["backtest"] == backtest
+    with pytest.raises(ValueError, match="one named 'test'"):
+        with_segments(config, {"train": ("2019-01-01", "2019-12-31")})
+
+
+@pytest.mark.parametrize("text", ["test", "test=2020-01-01", "=2020-01-01:2020-02-01", "test=:2020-02-01"])
+def test_bad_segment_texts_are_told(text: str) -> None:
+    with pytest.raises(ValueError, match="NAME=FIRST:LAST"):
+        parse_segments([text])
+    with pytest.raises(ValueError, match="twice"):
+        parse_segments(["test=2020-01-01:2020-02-01"] * 2)
+
+
 def test_kronos_zero_shot_pickles_small(store: Path) -> None:
     start_qlib(store)
     import pickle
@@ -321,6 +347,12 @@ def test_the_command_prints_the_dates(store: Path, tmp_path: Path, capsys: pytes
         ["2020-09-28", "2020-10-15", "False"],
     ]
     assert not (tmp_path / "state").exists()
+    arguments += ["--segment", "train=2020-01-01:2020-05-29", "--segment", "test=2020-07-01:2020-07-24"]
+    with pytest.raises(SystemExit) as ended:
+        main(["rolling", *arguments])
+    assert ended.value.code == 0
+    (row,) = capsys.readouterr().out.splitlines()[1:]
+    assert row.split()[1:] == ["2020-01-02", "2020-05-29", "2020-07-01", "2020-07-24", "False"]
     with pytest.raises(SystemExit) as ended:
         main(["rolling", str(tmp_path / "rolled.yaml"), "--rolling-type", "growing"])
     assert ended.value.code == 2

@@ -51,6 +51,7 @@ CSI300 = [
     "lightgbm_kronos_csi300",
     "rolling_lightgbm_alpha158_csi300",
     "rolling_lightgbm_alpha158_kronos_csi300",
+    "rolling_linear_alpha158_kronos_csi300",
     "rolling_lightgbm_kronos_csi300",
 ]
 

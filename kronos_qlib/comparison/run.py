@@ -151,7 +151,8 @@ class Runner:
         if method.kind == "qlib":
             scaled = _with_budget(task, self.config.budget_scale)
             scratch = self.state.folder / "scratch" / task.key
-            raw, cpu = run_method(scaled, self.given(method), self.state.fit(task.fit_key), scratch)
+            features = self.state.folder / "features"
+            raw, cpu = run_method(scaled, self.given(method), self.state.fit(task.fit_key), scratch, features)
             return self.bench.lay_out(raw), None, cpu
         return *self._derived(task), 0.0
 

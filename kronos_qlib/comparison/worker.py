@@ -31,6 +31,7 @@ from kronos_qlib.comparison.methods import fill
 from kronos_qlib.comparison.state import FIT, FIT_COLUMNS, RAW, read_fit
 from kronos_qlib.comparison.task import Task
 from kronos_qlib.examine import open_store
+from kronos_qlib.kept_features import build_dataset
 from kronos_qlib.market.swap import whole_file
 from kronos_qlib.rolling_recorder import record_to
 
@@ -42,13 +43,15 @@ class NotRun(Exception):
     """A method that could not be run; the message is the reason that the table gives."""
 
 
-def run_method(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path) -> tuple[pd.Series, float]:
+def run_method(
+    task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path, features: Path | None = None
+) -> tuple[pd.Series, float]:
     """Run a Qlib method in a fresh process and return its raw scores and the CPU seconds it took.
 
     Parameters
     ----------
     task : of kind ``qlib``. given : values of its placeholders. fit_folder : a fitted model is kept in and taken from,
-        as a pickle: of yours alone. folder : scratch.
+        as a pickle: of yours alone. folder : scratch. features : folder where expressions are kept for all methods.
 
     Raises
     ------
@@ -56,7 +59,9 @@ def run_method(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: P
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR).unlink(missing_ok=True)
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(task, dict(given), fit_folder, folder))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_work, args=(task, dict(given), fit_folder, folder, features)
+    )
     process.start()
     while process.is_alive():
         process.join(POLL)
@@ -94,7 +99,9 @@ def build(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def compute_scores(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path) -> pd.Series:
+def compute_scores(
+    task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path, features: Path | None = None
+) -> pd.Series:
     """Fit (or take the kept fit of) a task's model in this process, and score its segment.
 
     Beside a LightGBM fit the names of its columns are noted, which Qlib does not tell it; where they are missing,
@@ -107,7 +114,7 @@ def compute_scores(task: Task, given: Mapping[str, Any], fit_folder: Path, folde
     kept = fit_folder / FIT
     fresh = not kept.is_file()
     with record_to(log):
-        dataset = init_instance_by_config(filled["dataset"])
+        dataset = build_dataset(filled["dataset"], features)
         if not fresh:
             model = read_fit(fit_folder)
         else:
@@ -127,12 +134,12 @@ def compute_scores(task: Task, given: Mapping[str, Any], fit_folder: Path, folde
     return scores.rename("score")
 
 
-def _work(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path) -> None:
+def _work(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path, features: Path | None) -> None:
     logging.getLogger("kronos_qlib").setLevel(logging.WARNING)
     try:
         _limit_threads(task.threads)
         open_store(task.store)
-        compute_scores(task, given, fit_folder, folder).to_frame().to_parquet(folder / RAW)
+        compute_scores(task, given, fit_folder, folder, features).to_frame().to_parquet(folder / RAW)
         (folder / SECONDS).write_text(f"{time.process_time():.1f}", encoding="utf-8")
     except Exception:
         (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
