@@ -54,8 +54,9 @@ VARIANTS: dict[str, Variant] = {
     "alpha158+kronos_ranked": Variant(("alpha158", *KRONOS), ranked=True),
     "alpha158_day5": Variant(("alpha158",), label="day5"),
     "kronos_day5": Variant(KRONOS, label="day5"),
-    "alpha158+kronos_day5": Variant(("alpha158", *KRONOS), label="day5"),
-    "alpha158+kronos_day10": Variant(("alpha158", *KRONOS), label="day10"),
+    "alpha158+kronos_day5": Variant(("alpha158", *KRONOS), label="day5", rival="alpha158_day5"),
+    "alpha158_day10": Variant(("alpha158",), label="day10"),
+    "alpha158+kronos_day10": Variant(("alpha158", *KRONOS), label="day10", rival="alpha158_day10"),
     "kronos_smooth5": Variant(KRONOS, smooth=5),
     "alpha158_ridge": Variant(("alpha158",), learner="ridge", ranked=True),
     "kronos_ridge": Variant(KRONOS, learner="ridge", ranked=True),
@@ -92,6 +93,15 @@ VARIANTS: dict[str, Variant] = {
     "linear+pca": Variant(("alpha158", "pca"), label="rank1", learner="ridge", ranked=True, rival="linear"),
     "linear+embedding": Variant(("alpha158", "embedding"), label="rank1", learner="ridge", ranked=True, rival="linear"),
     "linear+chosen": Variant(("alpha158", "chosen"), label="rank1", learner="ridge", ranked=True, rival="linear"),
+    "linear_day5": Variant(("alpha158",), label="rank5", learner="ridge", ranked=True, rival="linear"),
+    "linear+kronos_day5": Variant(
+        ("alpha158", *KRONOS), label="rank5", learner="ridge", ranked=True, rival="linear_day5"
+    ),
+    "linear+path_day5": Variant(("alpha158", "path"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"),
+    "linear_day10": Variant(("alpha158",), label="rank10", learner="ridge", ranked=True, rival="linear"),
+    "linear+kronos_day10": Variant(
+        ("alpha158", *KRONOS), label="rank10", learner="ridge", ranked=True, rival="linear_day10"
+    ),
     "linear+composite": Variant(("alpha158", "composite"), label="rank1", learner="ridge", ranked=True, rival="linear"),
     "linear_blend_composite": Variant(blend=("linear", "composite"), rival="linear"),
     "linear_blend_kronos": Variant(blend=("linear", "linear_kronos"), rival="linear"),

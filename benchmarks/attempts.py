@@ -117,10 +117,11 @@ class Attempts:
         ours = {*embedding, *FACTORS, *TOKEN_FACTORS, *LABELS}
         self.groups["alpha158"] = frame[[at[name] for name in names if name not in ours]]
         self.labels = {name: standardise(frame[at[name]]) for name in LABELS}
-        day1 = frame[at["day1"]]
         # as Qlib's CSRankNorm
-        self.labels["rank1"] = (day1.groupby(level="datetime").rank(pct=True) - 0.5) * 3.46
-        self.groups["composite"] = self.composite(day1)
+        for name in LABELS:
+            ranks = frame[at[name]].groupby(level="datetime").rank(pct=True)
+            self.labels[name.replace("day", "rank")] = (ranks - 0.5) * 3.46
+        self.groups["composite"] = self.composite(frame[at["day1"]])
 
     def composite(self, label: pd.Series) -> pd.DataFrame:
         """Ranks of the path and token factors, each weighted by its mean Rank IC on the fitted rows: one column."""
