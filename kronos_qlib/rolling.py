@@ -13,12 +13,14 @@ from typing import Any
 
 import pandas as pd
 import qlib
+import torch
 from qlib.config import C
 from qlib.data import D
 from qlib.log import get_module_logger
 from qlib.workflow.recorder import Recorder
 from tqdm import tqdm
 
+from kronos_qlib.forecast.pool_worker import start_worker
 from kronos_qlib.rolling_config import RollingOptions, load_workflow, with_segments
 from kronos_qlib.rolling_horizon import label_horizon
 from kronos_qlib.rolling_plan import Roll, make_rolls, plan_table
@@ -154,7 +156,8 @@ class KronosRolling:
                 yield roll
             return
         # spawn: a forked child would share torch's threads and Qlib's open files
-        with ProcessPoolExecutor(min(self.options.jobs, max(len(todo), 1)), get_context("spawn")) as pool:
+        jobs, threads = min(self.options.jobs, max(len(todo), 1)), max(1, torch.get_num_threads() // self.options.jobs)
+        with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=start_worker, initargs=(threads,)) as pool:
             settings, finetune = self._worker_settings(), self.options.finetune
             futures = {
                 pool.submit(run_roll_in_process, settings, roll, self.folder(roll), finetune, self._features): roll

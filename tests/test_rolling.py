@@ -20,6 +20,7 @@ from tiny_market import start_qlib, write_tiny_store
 from kronos_qlib import rolling as rolling_module
 from kronos_qlib.cli_rolling import parse_segments
 from kronos_qlib.evaluation.ic import daily_ic
+from kronos_qlib.forecast.pool_worker import start_worker
 from kronos_qlib.model import KronosModel
 from kronos_qlib.rolling import KronosRolling
 from kronos_qlib.rolling_config import RollingOptions, load_workflow, with_segments
@@ -110,8 +111,12 @@ def test_a_roll_equals_the_same_task_run_alone(done: tuple[KronosRolling, Any], 
     pd.testing.assert_frame_equal(found, pd.read_parquet(run.folder(roll) / PREDICTION), check_exact=True)
 
 
-def test_two_jobs_equal_one(done: tuple[KronosRolling, Any], store: Path, tmp_path: Path) -> None:
+def test_two_jobs_equal_one(
+    done: tuple[KronosRolling, Any], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, _ = done
+    pools, pool = [], rolling_module.ProcessPoolExecutor
+    monkeypatch.setattr(rolling_module, "ProcessPoolExecutor", lambda *a, **k: pools.append(k) or pool(*a, **k))
     again = KronosRolling(
         workflow(linear_task(), store, tmp_path, "two"), step=STEP, jobs=2, state=tmp_path / "state"
     )  # fmt: skip
@@ -120,6 +125,7 @@ def test_two_jobs_equal_one(done: tuple[KronosRolling, Any], store: Path, tmp_pa
     assert {roll.roll_id for roll in finished} == {roll.roll_id for roll in run.rolls}
     pd.testing.assert_frame_equal(again.predictions(), run.predictions(), check_exact=True)
     assert not (tmp_path / "mlruns.db").exists()  # workers opened no tracking store
+    assert pools[0]["initializer"] is start_worker  # it ends them with a killed parent, see the store's crash tests
 
 
 def test_an_interrupted_run_goes_on_at_the_roll_it_was_in(
