@@ -102,6 +102,20 @@ VARIANTS: dict[str, Variant] = {
     "linear+kronos_day10": Variant(
         ("alpha158", *KRONOS), label="rank10", learner="ridge", ranked=True, rival="linear_day10"
     ),
+    "linear+pca_day5": Variant(("alpha158", "pca"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"),
+    "linear+embedding_day5": Variant(
+        ("alpha158", "embedding"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"
+    ),
+    "linear+composite_day5": Variant(
+        ("alpha158", "composite"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"
+    ),
+    "linear_blend_days": Variant(blend=("linear", "linear_day5"), rival="linear"),
+    "linear+path_blend_days": Variant(blend=("linear+path", "linear+path_day5"), rival="linear_blend_days"),
+    "ic32_alpha158_day5": Variant(("alpha158",), label="rank5", learner="ic32", ranked=True, rival="linear_day5"),
+    "ic32_alpha158+path_day5": Variant(
+        ("alpha158", "path"), label="rank5", learner="ic32", ranked=True, rival="ic32_alpha158_day5"
+    ),
+    "linear+path_day5_blend_ic32": Variant(blend=("linear+path_day5", "ic32_embedding"), rival="linear_day5"),
     "linear+composite": Variant(("alpha158", "composite"), label="rank1", learner="ridge", ranked=True, rival="linear"),
     "linear_blend_composite": Variant(blend=("linear", "composite"), rival="linear"),
     "linear_blend_kronos": Variant(blend=("linear", "linear_kronos"), rival="linear"),
