@@ -109,6 +109,16 @@ VARIANTS: dict[str, Variant] = {
     "linear+composite_day5": Variant(
         ("alpha158", "composite"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"
     ),
+    "linear+path_pca_day5": Variant(
+        ("alpha158", "path", "pca"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"
+    ),
+    "linear+path_embedding_day5": Variant(
+        ("alpha158", "path", "embedding"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"
+    ),
+    "linear_blend_pca_day5": Variant(blend=("linear", "linear+pca_day5"), rival="linear_blend_days"),
+    "linear_blend_embedding_day5": Variant(blend=("linear", "linear+embedding_day5"), rival="linear_blend_days"),
+    "linear_blend_path_day5": Variant(blend=("linear", "linear+path_day5"), rival="linear_blend_days"),
+    "linear_blend_path_pca_day5": Variant(blend=("linear", "linear+path_pca_day5"), rival="linear_blend_days"),
     "linear_blend_days": Variant(blend=("linear", "linear_day5"), rival="linear"),
     "linear+path_blend_days": Variant(blend=("linear+path", "linear+path_day5"), rival="linear_blend_days"),
     "ic32_alpha158_day5": Variant(("alpha158",), label="rank5", learner="ic32", ranked=True, rival="linear_day5"),
