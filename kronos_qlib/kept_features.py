@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import qlib
@@ -28,11 +28,12 @@ KEPT = (QlibDataLoader, Alpha158DL, Alpha360DL)  # not their subclasses, whose c
 
 
 class KeptLoader(DataLoader):
-    """A Qlib loader of expressions whose table is kept as parquet, from its first date to the store's last session.
+    """A Qlib loader of expressions whose columns are kept as parquet, from the first date to the store's last session.
 
     Values are those of the loader itself to the bit, whatever the end asked for: an expression's value at t is the same
-    in a longer table that begins on the same day. A table is known by the store's fingerprint (with its later columns),
-    the expressions, the universe, the first date, and Qlib's and pandas' versions, so none is ever stale.
+    in a longer table that begins on the same day. Each group of columns is a table of its own, so that handlers with
+    the same features and other labels share the features. A table is known by the store's fingerprint (with its later
+    columns), the expressions, the universe, the first date, and Qlib's and pandas' versions, so none is ever stale.
 
     Parameters
     ----------
@@ -46,19 +47,25 @@ class KeptLoader(DataLoader):
 
     def load(self, instruments: Any = None, start_time: Any = None, end_time: Any = None) -> pd.DataFrame:
         """Return the rows from ``start_time`` to ``end_time``, both included, as the loader itself does."""
-        place = self.folder / f"{self._key(instruments, start_time)}.parquet"
+        span = (instruments, start_time, end_time)
+        if not self.loader.is_group:
+            return self._columns(self.loader.fields, *span)
+        parts = {name: self._columns(given, *span) for name, given in self.loader.fields.items()}
+        return cast(pd.DataFrame, pd.concat(parts, axis="columns"))
+
+    def _columns(self, fields: Sequence[Any], instruments: Any, start_time: Any, end_time: Any) -> pd.DataFrame:
+        expressions, names = fields
+        first = None if start_time is None else str(pd.Timestamp(start_time))
+        content = [qlib.__version__, pd.__version__, expressions, names, self.loader.swap_level, instruments, first,
+                   store_state(store_path())]  # fmt: skip
+        key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        place = self.folder / f"{key}.parquet"
         with wait_for_lock(place.with_suffix(".lock")):
             if not place.is_file():
                 with whole_file(place) as partial:
-                    self.loader.load(instruments, start_time, None).to_parquet(partial)
-        kept = None if end_time is None else [("datetime", "<=", _last_moment(end_time))]
+                    self.loader.load_group_df(instruments, expressions, names, start_time, None).to_parquet(partial)
+        kept = None if end_time is None else [("datetime", "<=", _last_session(end_time))]
         return pd.read_parquet(place, filters=kept)
-
-    def _key(self, instruments: Any, start_time: Any) -> str:
-        first = None if start_time is None else str(pd.Timestamp(start_time))
-        content = [qlib.__version__, pd.__version__, type(self.loader).__name__, self.loader.fields, self.loader.freq,
-                   self.loader.swap_level, instruments, first, store_state(store_path())]  # fmt: skip
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def build_dataset(config: Mapping[str, Any], folder: Path | None) -> Dataset:
@@ -100,7 +107,7 @@ def store_state(store: Path) -> dict[str, Any]:
     return {"place": str(store), "sessions": hashlib.sha256(days.read_bytes()).hexdigest()}
 
 
-def _last_moment(end_time: Any) -> pd.Timestamp:
+def _last_session(end_time: Any) -> pd.Timestamp:
     """The session that Qlib takes for an end: the last one up to it."""
     calendar = pd.DatetimeIndex(D.calendar(freq="day"))
     return calendar[calendar <= pd.Timestamp(end_time)][-1]

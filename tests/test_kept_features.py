@@ -38,8 +38,9 @@ def dataset_config(end: str, **settings: Any) -> dict[str, Any]:
 def test_one_table_serves_every_end_to_the_bit(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start_qlib(store)
     plain = {end: build_dataset(dataset_config(end), None).handler for end in ENDS}
-    computed, load = [], QlibDataLoader.load
-    monkeypatch.setattr(QlibDataLoader, "load", lambda *given: computed.append(given) or load(*given))
+    other = build_dataset(dataset_config(ENDS[0], label=["Ref($close, -6)/$close - 1"]), None).handler
+    computed, load = [], QlibDataLoader.load_group_df
+    monkeypatch.setattr(QlibDataLoader, "load_group_df", lambda *given: computed.append(given) or load(*given))
     for end in ENDS:
         made = build_dataset(dataset_config(end), tmp_path).handler
         assert isinstance(made, Alpha158)
@@ -47,7 +48,10 @@ def test_one_table_serves_every_end_to_the_bit(store: Path, tmp_path: Path, monk
             wanted = plain[end].fetch(data_key=key)
             pd.testing.assert_frame_equal(made.fetch(data_key=key), wanted, check_exact=True)
             assert made.fetch(data_key=key).index.get_level_values("datetime").max() <= pd.Timestamp(end)
-    assert len(computed) == 1
+    assert len(computed) == 2  # the features and the label
+    relabelled = build_dataset(dataset_config(ENDS[0], label=["Ref($close, -6)/$close - 1"]), tmp_path).handler
+    pd.testing.assert_frame_equal(relabelled.fetch(), other.fetch(), check_exact=True)
+    assert len(computed) == 3  # the other label
 
 
 def test_other_starts_universes_and_fields_are_other_tables(store: Path, tmp_path: Path) -> None:

@@ -23,20 +23,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
+from qlib.data import D
 from qlib.data.dataset.handler import DataHandlerLP
 from qlib.model.base import Model
 from qlib.utils import init_instance_by_config
 
 from kronos_qlib.comparison.methods import fill
 from kronos_qlib.comparison.state import FIT, FIT_COLUMNS, RAW, read_fit
-from kronos_qlib.comparison.task import Task
+from kronos_qlib.comparison.task import Span, Task
 from kronos_qlib.examine import open_store
 from kronos_qlib.kept_features import build_dataset
 from kronos_qlib.market.swap import whole_file
+from kronos_qlib.rolling_horizon import label_horizon
 from kronos_qlib.rolling_recorder import record_to
 
 ERROR, SECONDS = "error.txt", "cpu_seconds.txt"
 POLL = 1.0
+ONE_DAY = 2  # sessions that Qlib's label reads ahead
 
 
 class NotRun(Exception):
@@ -80,6 +83,7 @@ def build(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
     """The Qlib model and dataset of a task, placeholders filled and the protocol's dates, members and segments set.
 
     The segment to be scored is Qlib's ``test`` (some models score nothing else); ``valid`` is what learners stop on.
+    A label that reads further ahead than Qlib's own costs as many of the last sessions of ``train`` and ``valid``.
     """
     protocol = task.protocol
     first, last = protocol.span(task.segment)
@@ -95,8 +99,20 @@ def build(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
         "instruments": protocol.universe, "start_time": protocol.train[0], "end_time": last,
         "fit_start_time": protocol.train[0], "fit_end_time": protocol.train[1],
     } | handler.get("kwargs", {})  # fmt: skip
-    dataset["kwargs"]["segments"] = {"train": protocol.train, "valid": protocol.valid, "test": (first, last)}
+    later = label_horizon(handler) - ONE_DAY if handler["kwargs"].get("label") else 0
+    learned = {"train": _purged(protocol.train, later), "valid": _purged(protocol.valid, later)}
+    dataset["kwargs"]["segments"] = learned | {"test": (first, last)}
     return filled
+
+
+def _purged(span: Span, sessions: int) -> Span:
+    """A segment without its last ``sessions``; as it is for none."""
+    if sessions <= 0:
+        return span
+    days = D.calendar(*span, freq="day")
+    if len(days) <= sessions:
+        raise ValueError(f"the segment {span} has {len(days)} sessions, the label takes its last {sessions}")
+    return span[0], f"{days[-1 - sessions]:%Y-%m-%d}"
 
 
 def compute_scores(

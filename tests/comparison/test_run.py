@@ -28,6 +28,7 @@ from kronos_qlib.dataset import KlineDataset
 from kronos_qlib.evaluation.bootstrap import paired_bootstrap
 from kronos_qlib.evaluation.ic import daily_rank_ic, ic_summary
 from kronos_qlib.evaluation.multiplicity import romano_wolf
+from kronos_qlib.examine import open_store
 from kronos_qlib.factors import FactorSettings, FactorTable
 from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.forecast.store import ForecastStore
@@ -340,8 +341,11 @@ def test_the_tables_of_a_segment_are_written(
 
 def test_the_packaged_configurations_can_be_built(config: RunConfig) -> None:
     """Placeholders, members, dates and segments of every packaged entry; nothing is loaded."""
+    from qlib.data import D
+
     from kronos_qlib.comparison.worker import build
 
+    open_store(config.store)
     for method in read_methods().values():
         if method.kind != "qlib":
             continue
@@ -349,5 +353,11 @@ def test_the_packaged_configurations_can_be_built(config: RunConfig) -> None:
         built = build(task, dict.fromkeys(method.placeholders(), "x"))
         kwargs = built["dataset"]["kwargs"]
         assert kwargs["segments"]["test"] == config.protocol.valid
+        last = D.calendar(*config.protocol.train, freq="day")
+        purged = 4 if "Ref($close, -6)" in str(kwargs["handler"]) else 0  # the label reads 6 sessions ahead, Qlib's 2
+        if purged:
+            assert kwargs["segments"]["train"] == (config.protocol.train[0], f"{last[-1 - purged]:%Y-%m-%d}")
+        else:
+            assert kwargs["segments"]["train"] == config.protocol.train
         assert kwargs["handler"]["kwargs"]["end_time"] == config.protocol.valid[1]
         assert "<" not in yaml.safe_dump(built), method.name
