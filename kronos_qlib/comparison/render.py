@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib.comparison.methods import Method
+from kronos_qlib.comparison.render_probability import draw_probability, probability_text, read_probabilities
 from kronos_qlib.comparison.rows import Row, read_rows
 
 START, END = "<!-- alpha-table:start -->", "<!-- alpha-table:end -->"
@@ -29,7 +30,7 @@ NAMES = {"valid": "valid, 2015–2016", "test": "test, 2017–2020"}
 
 
 def render(results: Path, readme: Path, methods: Mapping[str, Method]) -> list[Path]:
-    """Write the table between the markers of ``readme``, and ``figures/alpha_<segment>.png`` beside the rows.
+    """Write the tables between the markers of ``readme``, and ``figures/*_<segment>.png`` beside the rows.
 
     Returns
     -------
@@ -43,8 +44,13 @@ def render(results: Path, readme: Path, methods: Mapping[str, Method]) -> list[P
     if not rows:
         raise ValueError(f"{results / 'alpha.csv'} has no rows; run methods first")
     text = readme.read_text(encoding="utf-8")
-    readme.write_text(replace_table(text, table_text(rows, methods, read_pairs(results)), readme), encoding="utf-8")
+    probabilities = read_probabilities(results)
+    table = table_text(rows, methods, read_pairs(results), probabilities)
+    readme.write_text(replace_table(text, table, readme), encoding="utf-8")
     written = [readme]
+    for segment, found in probabilities.items():
+        written.append(results / "figures" / f"probability_{segment}.png")
+        draw_probability(written[-1], found, NAMES[segment])
     for segment in dict.fromkeys(row.segment for row in rows):
         path = results / "figures" / f"alpha_{segment}.png"
         draw(path, [row for row in rows if row.segment == segment and row.status == "done"], methods, segment)
@@ -73,9 +79,10 @@ def read_pairs(results: Path) -> dict[str, pd.DataFrame]:
 
 
 def table_text(
-    rows: Sequence[Row], methods: Mapping[str, Method], pairs: Mapping[str, pd.DataFrame] | None = None
-) -> str:
-    """Markdown of all segments, test first: methods with Newey–West intervals, then the named pairs' differences.
+    rows: Sequence[Row], methods: Mapping[str, Method], pairs: Mapping[str, pd.DataFrame] | None = None,
+    probabilities: Mapping[str, pd.DataFrame] | None = None,
+) -> str:  # fmt: skip
+    """Markdown of all segments, test first: methods with Newey–West intervals, probabilities, the named pairs.
 
     A method with seeds has the mean over them; ``±`` in the column of seeds is the standard deviation of Rank IC.
     What is long and not the answer is folded.
@@ -86,6 +93,8 @@ def table_text(
         if not mine:
             continue
         found = [_segment_text(mine, methods, segment)]
+        if probabilities and segment in probabilities:
+            found.append(probability_text(probabilities[segment], NAMES[segment]))
         if pairs and segment in pairs:
             found.append(_folded(f"{NAMES[segment]}: paired differences", _pairs_text(pairs[segment], methods)))
         parts += found if segment == "test" else [_folded(f"{NAMES[segment]}: the same table", "\n\n".join(found))]

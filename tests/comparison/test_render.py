@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from table_rows import NOT_RUN, ROW
 
 from kronos_qlib.comparison.methods import Method, read_methods
 from kronos_qlib.comparison.render import END, START, read_pairs, render, replace_table, table_in, table_text
-from kronos_qlib.comparison.rows import read_rows, write_rows
+from kronos_qlib.comparison.render_probability import probability_text, read_probabilities
+from kronos_qlib.comparison.rows import Row, read_rows, write_rows
 
+VALID = ("valid", "done")
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "alpha.csv"
 METHODS = {"linear": Method("linear", "Linear, Alpha158", "baseline", "column", column="x")}
@@ -81,6 +85,42 @@ def test_the_table_goes_between_its_markers(tmp_path: Path) -> None:
         render(tmp_path / "empty", readme, METHODS)
 
 
+def answers_for(row: Row, known: Mapping[str, Method]) -> str:
+    """The weights that a row is of; scores made elsewhere are another file for each segment."""
+    return "" if known[row.method].kind == "scores" else row.checkpoint
+
+
+def probabilities(part: str = "all") -> pd.DataFrame:
+    """What judge_probability writes, as far as it is shown: two methods, all steps together and one by one."""
+    rows = []
+    for method, skill in (("histvol20", 0.0), ("kronos", -0.0125)):
+        for step in range(6):
+            rows.append(
+                {"part": part, "method": method, "group": "all", "step": step, "windows": 1234, "days": 49, "every": 5,
+                 "n_paths": 64, "scheme": "independent", "dtype": "bfloat16", "crps": 0.02, "skill": skill,
+                 "skill_lower": -0.03, "skill_upper": 0.005, "skill_garch": np.nan, "recalibrated_90": 0.91,
+                 **{f"coverage_{level}": level / 100 for level in (50, 80, 90)}, **{f"pit_{k}": 0.1 for k in range(10)}}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_probabilities_are_shown_and_drawn(tmp_path: Path) -> None:
+    table = pd.concat([probabilities().assign(crps=9.0), probabilities("second_half")], ignore_index=True)
+    text = probability_text(table, "valid")
+    (kronos,) = [line for line in text.splitlines() if line.startswith("| Kronos, paths")]
+    cells = [cell.strip() for cell in kronos.split("|")][2:-1]
+    assert cells == ["2.000", "-1.25 % [-3.00, +0.50]", "–", "50.0 %", "80.0 %", "90.0 %", "90.0 %, 90.0 %", "91.0 %"]
+    assert "1,234 windows on 49 dates, every 5th session; 64 independent paths in bfloat16." in text
+    write_rows(tmp_path / "alpha.csv", [replace(ROW, segment="test"), ROW])
+    table.to_csv(tmp_path / "probability_valid.csv", index=False)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{START}\n{END}\n", encoding="utf-8")
+    written = render(tmp_path, readme, METHODS)
+    assert table_in(readme.read_text(encoding="utf-8")).count("distributions of the next 5 closes") == 1
+    assert [path.name for path in written[1:]] == ["probability_valid.png", "alpha_test.png", "alpha_valid.png"]
+    assert written[1].read_bytes()[:4] == b"\x89PNG"
+
+
 @pytest.mark.skipif(not RESULTS.is_file(), reason="no rows have been committed yet")
 def test_the_committed_rows_can_be_and_say_what_made_them() -> None:
     rows = read_rows(RESULTS)
@@ -93,15 +133,15 @@ def test_the_committed_rows_can_be_and_say_what_made_them() -> None:
         if row.family == "kronos" and row.status == "done":
             assert row.checkpoint, f"{row.method} does not say which weights it used"
     # test is read only of what was seen on valid with the same configuration and weights
-    valid = {
-        (r.method, r.seed, r.configuration, r.checkpoint) for r in rows if r.segment == "valid" and r.status == "done"
-    }
+    valid = {(r.method, r.seed, r.configuration, answers_for(r, known)) for r in rows if (r.segment, r.status) == VALID}
     for row in rows:
         if row.segment == "test" and row.status == "done":
-            assert (row.method, row.seed, row.configuration, row.checkpoint) in valid, row.method
+            assert (row.method, row.seed, row.configuration, answers_for(row, known)) in valid, row.method
 
 
 @pytest.mark.skipif(START not in (ROOT / "README.md").read_text(encoding="utf-8"), reason="the README has no table yet")
 def test_the_readme_and_the_rows_agree() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert table_in(readme) == table_text(read_rows(RESULTS), read_methods(), read_pairs(RESULTS.parent))
+    assert table_in(readme) == table_text(
+        read_rows(RESULTS), read_methods(), read_pairs(RESULTS.parent), read_probabilities(RESULTS.parent)
+    )
