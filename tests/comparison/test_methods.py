@@ -91,7 +91,7 @@ def test_choosing_puts_a_source_before_its_user() -> None:
 def test_the_packaged_registry_has_every_method_that_the_table_promises() -> None:
     methods = read_methods()
     titles = " ".join(method.title for method in methods.values() if method.family == "baseline")
-    for learner in ("Linear", "LightGBM", "XGBoost", "CatBoost", "DoubleEnsemble", "MLP", "GRU", "LSTM", "ALSTM"):
+    for learner in ("Linear", "LightGBM", "XGBoost", "CatBoost", "DoubleEnsemble", "MLP", "LSTM", "ALSTM"):
         assert f"{learner}, Alpha158" in titles
     assert "LightGBM, Alpha360" in titles
     assert {"reversal_5", "reversal_20", "mean_reversion", "low_volatility", "low_turnover"} <= set(methods)
