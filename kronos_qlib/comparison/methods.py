@@ -20,7 +20,7 @@ DERIVED = ("lagged", "shuffled_scores", "shuffled_labels")
 FAMILIES = ("baseline", "reference", "kronos", "control")
 METHOD_KEYS = (
     "title", "family", "kind", "task", "of", "parts", "column", "sign", "lag", "needs", "seeds", "budget", "not_run",
-    "variants", "stops_on_valid", "path", "seen",
+    "no_row", "variants", "stops_on_valid", "path", "seen",
 )  # fmt: skip
 SEED = "<SEED>"
 # What the runner knows by itself; any other text in angle brackets is given by the caller.
@@ -52,6 +52,7 @@ class Method:
     seeds : for models that have one: run for each. Others run once, with seed 0.
     budget : CPU seconds that a run's own process may take; beyond them it is stopped and listed as not run.
     not_run : a reason; such an entry is only listed.
+    no_row : why a table may have no row of it yet, such as what it takes; it can be run all the same.
     variants : how many variants were tried on valid before this one was chosen, itself included.
     stops_on_valid : whether fitting uses the valid segment's labels (early stopping): its valid figures flatter it.
     seen : for ``scores``, which nobody here has made: whether weights behind them saw dates of the segment judged;
@@ -74,6 +75,7 @@ class Method:
     seeds: tuple[int, ...] = (0,)
     budget: float = 600.0
     not_run: str = ""
+    no_row: str = ""
     variants: int = 1
     stops_on_valid: bool = False
     path: str = ""

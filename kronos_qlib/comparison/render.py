@@ -98,7 +98,12 @@ def table_text(
         if pairs and segment in pairs:
             found.append(_folded(f"{NAMES[segment]}: paired differences", _pairs_text(pairs[segment], methods)))
         parts += found if segment == "test" else [_folded(f"{NAMES[segment]}: the same table", "\n\n".join(found))]
-    absent = [method.title for name, method in methods.items() if name not in {row.method for row in rows}]
+    having = {row.method for row in rows}
+    absent = [
+        f"{method.title} ({method.no_row})" if method.no_row else method.title
+        for name, method in methods.items()
+        if name not in having
+    ]
     if absent:
         parts.append(f"No row yet: {'; '.join(absent)}.")
     return "\n\n".join(parts)

@@ -67,6 +67,8 @@ def test_valid_and_the_pairs_are_folded_and_methods_without_a_row_are_named() ->
     assert text.count("<details>") == text.count("</details>") == 1
     assert text.endswith("No row yet: GRU, Alpha158.")
     assert "No row yet" not in table_text([ROW], METHODS)
+    methods["gru"] = replace(methods["gru"], no_row="four hours")
+    assert table_text([ROW], methods).endswith("No row yet: GRU, Alpha158 (four hours).")
 
 
 def test_the_table_goes_between_its_markers(tmp_path: Path) -> None:
