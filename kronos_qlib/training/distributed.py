@@ -7,6 +7,7 @@ process with the same global batch. Only the first process writes.
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -109,7 +110,11 @@ def processes_from_environment(wanted: torch.device | None = None) -> Iterator[P
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), world, device)
+        dist.barrier()  # none leaves while the first still writes
     finally:
+        # DistributedDataParallel lies in reference cycles that keep the group's threads alive; a thread that lets go of
+        # a tensor while Python shuts down aborts the process
+        gc.collect()
         dist.destroy_process_group()
 
 
