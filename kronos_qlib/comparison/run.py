@@ -35,7 +35,8 @@ class RunConfig:
 
     Attributes
     ----------
-    store : Qlib store. results : CSV file of the rows. state : folder of scores and fits, outside git.
+    store : Qlib store. results : CSV file of the rows. state : folder of scores, fits and kept
+    expressions, outside git.
     given : values of the registry's placeholders, such as ``{"CHECKPOINT": "path"}``. threads : for learners.
     budget_scale : factor on every method's budget, for slower machines. seeds : instead of each seeded method's own.
     """
