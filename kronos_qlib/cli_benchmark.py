@@ -22,7 +22,7 @@ def benchmark(
     state: Path = typer.Option(
         Path("output/benchmark"),
         envvar="KRONOS_BENCHMARK_STATE",
-        help="Folder of scores, fits and expressions, outside git; fits are pickles: a folder that you alone can write.",
+        help="Folder of scores, fits and expressions, outside git; fits are pickles, so it must be yours alone.",
     ),
     segment: str = typer.Option("valid", help="valid or test; test needs the method's row on valid first."),
     methods: str = typer.Option("", help="Names, separated by commas; all without any."),
