@@ -240,14 +240,14 @@ def draw(path: Path, rows: Sequence[Row], methods: Mapping[str, Method], segment
 
     groups = sorted(_by_method(rows).items(), key=lambda item: _mean([row.rank_ic for row in item[1]]))
     colours = {"kronos": "tab:red", "baseline": "tab:blue", "reference": "tab:gray", "control": "tab:olive"}
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.3 * len(groups)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 1.2 + 0.3 * len(groups)), layout="constrained")
     for height, (_, group) in enumerate(groups):
         mean = _mean([row.rank_ic for row in group])
         error = NORMAL_95 * _error(group)
         axes.errorbar(mean, height, xerr=error, fmt="o", color=colours[group[0].family], capsize=3)
     axes.set_yticks(range(len(groups)), [_title(name, group, methods) for name, group in groups])
     axes.axvline(0.0, color="black", linewidth=0.8)
-    axes.set_xlabel("Rank IC, mean over days, with 95 % interval (Newey–West)")
+    axes.set_xlabel("mean Rank IC, 95 % (Newey–West)")
     axes.set_title(f"CSI300, {NAMES[segment]}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": ""})
