@@ -31,6 +31,11 @@ class Variant:
     rival: str = "alpha158"
 
 
+def _linear(columns: tuple[str, ...], label: str = "rank1", rival: str = "linear") -> Variant:
+    """Ridge on ranks of the columns and of the label within each date."""
+    return Variant(columns, label=label, learner="ridge", ranked=True, rival=rival)
+
+
 KRONOS = ("path", "token")
 VARIANTS: dict[str, Variant] = {
     "alpha158": Variant(("alpha158",)),
@@ -87,34 +92,22 @@ VARIANTS: dict[str, Variant] = {
     ),
     "linear": Variant(("alpha158",), label="rank1", learner="ridge", ranked=True),
     "linear_kronos": Variant(KRONOS, label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+path": Variant(("alpha158", "path"), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+token": Variant(("alpha158", "token"), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+kronos": Variant(("alpha158", *KRONOS), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+pca": Variant(("alpha158", "pca"), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+embedding": Variant(("alpha158", "embedding"), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear+chosen": Variant(("alpha158", "chosen"), label="rank1", learner="ridge", ranked=True, rival="linear"),
-    "linear_day5": Variant(("alpha158",), label="rank5", learner="ridge", ranked=True, rival="linear"),
-    "linear+kronos_day5": Variant(
-        ("alpha158", *KRONOS), label="rank5", learner="ridge", ranked=True, rival="linear_day5"
-    ),
-    "linear+path_day5": Variant(("alpha158", "path"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"),
-    "linear_day10": Variant(("alpha158",), label="rank10", learner="ridge", ranked=True, rival="linear"),
-    "linear+kronos_day10": Variant(
-        ("alpha158", *KRONOS), label="rank10", learner="ridge", ranked=True, rival="linear_day10"
-    ),
-    "linear+pca_day5": Variant(("alpha158", "pca"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"),
-    "linear+embedding_day5": Variant(
-        ("alpha158", "embedding"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"
-    ),
-    "linear+composite_day5": Variant(
-        ("alpha158", "composite"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"
-    ),
-    "linear+path_pca_day5": Variant(
-        ("alpha158", "path", "pca"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"
-    ),
-    "linear+path_embedding_day5": Variant(
-        ("alpha158", "path", "embedding"), label="rank5", learner="ridge", ranked=True, rival="linear_day5"
-    ),
+    "linear+path": _linear(("alpha158", "path")),
+    "linear+token": _linear(("alpha158", "token")),
+    "linear+kronos": _linear(("alpha158", *KRONOS)),
+    "linear+pca": _linear(("alpha158", "pca")),
+    "linear+embedding": _linear(("alpha158", "embedding")),
+    "linear+chosen": _linear(("alpha158", "chosen")),
+    "linear_day5": _linear(("alpha158",), "rank5", "linear"),
+    "linear+kronos_day5": _linear(("alpha158", *KRONOS), "rank5", "linear_day5"),
+    "linear+path_day5": _linear(("alpha158", "path"), "rank5", "linear_day5"),
+    "linear_day10": _linear(("alpha158",), "rank10", "linear"),
+    "linear+kronos_day10": _linear(("alpha158", *KRONOS), "rank10", "linear_day10"),
+    "linear+pca_day5": _linear(("alpha158", "pca"), "rank5", "linear_day5"),
+    "linear+embedding_day5": _linear(("alpha158", "embedding"), "rank5", "linear_day5"),
+    "linear+composite_day5": _linear(("alpha158", "composite"), "rank5", "linear_day5"),
+    "linear+path_pca_day5": _linear(("alpha158", "path", "pca"), "rank5", "linear_day5"),
+    "linear+path_embedding_day5": _linear(("alpha158", "path", "embedding"), "rank5", "linear_day5"),
     "linear_blend_pca_day5": Variant(blend=("linear", "linear+pca_day5"), rival="linear_blend_days"),
     "linear_blend_embedding_day5": Variant(blend=("linear", "linear+embedding_day5"), rival="linear_blend_days"),
     "linear_blend_path_day5": Variant(blend=("linear", "linear+path_day5"), rival="linear_blend_days"),
@@ -126,7 +119,7 @@ VARIANTS: dict[str, Variant] = {
         ("alpha158", "path"), label="rank5", learner="ic32", ranked=True, rival="ic32_alpha158_day5"
     ),
     "linear+path_day5_blend_ic32": Variant(blend=("linear+path_day5", "ic32_embedding"), rival="linear_day5"),
-    "linear+composite": Variant(("alpha158", "composite"), label="rank1", learner="ridge", ranked=True, rival="linear"),
+    "linear+composite": _linear(("alpha158", "composite")),
     "linear_blend_composite": Variant(blend=("linear", "composite"), rival="linear"),
     "linear_blend_kronos": Variant(blend=("linear", "linear_kronos"), rival="linear"),
     "ic_embedding": Variant(("embedding",), learner="ic", ranked=True, rival="linear"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from kronos_qlib.cli_output import check_output_folder
+from kronos_qlib.cli_output import check_output_folder, split_span
 from kronos_qlib.cli_train import command_line, open_corpus, show_log, write_picture
 
 
@@ -116,10 +116,10 @@ def merged(content: dict[str, Any], tuning: dict[str, Any]) -> dict[str, Any]:
 def _span(name: str, text: str | None) -> dict[str, str] | None:
     if text is None:
         return None
-    start, colon, end = text.partition(":")
-    if not (start and colon and end):
+    span = split_span(text)
+    if span is None:
         raise ValueError(f"found --{name} {text!r}; expected --{name} START:END such as 2015-01-01:2018-12-31")
-    return {"start": start, "end": end}
+    return {"start": span[0], "end": span[1]}
 
 
 def _listed(figures: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""What the commands share: refusing a place that cannot be written, and saying an error in one line."""
+"""What the commands share: refusing a place that cannot be written, reading dates, and saying an error in one line."""
 
 from __future__ import annotations
 
@@ -59,3 +59,9 @@ def describe_error(error: Exception) -> str:
         key = ".".join(map(str, detail["loc"])) or error.title
         lines.append(f"{key}: {detail['msg']}; found {detail['input']!r}")
     return "; ".join(lines)
+
+
+def split_span(text: str) -> tuple[str, str] | None:
+    """Return the two ends of a text like ``2015-01-01:2018-12-31``; None where one is missing."""
+    first, _, last = text.partition(":")
+    return (first, last) if first and last else None

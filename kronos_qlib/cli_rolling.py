@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from kronos_qlib.cli_output import check_output_folder
+from kronos_qlib.cli_output import check_output_folder, split_span
 
 
 def rolling(
@@ -61,11 +61,11 @@ def parse_segments(given: list[str]) -> dict[str, tuple[str, str]]:
     """
     segments: dict[str, tuple[str, str]] = {}
     for text in given:
-        name, equals, span = text.partition("=")
-        first, colon, last = span.partition(":")
-        if not (name and equals and first and colon and last):
+        name, _, dates = text.partition("=")
+        span = split_span(dates)
+        if not name or span is None:
             raise ValueError(f"found --segment {text}; expected NAME=FIRST:LAST such as test=2015-01-01:2016-12-31")
         if name in segments:
             raise ValueError(f"found --segment {name} twice")
-        segments[name] = (first, last)
+        segments[name] = span
     return segments

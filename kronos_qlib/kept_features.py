@@ -12,7 +12,6 @@ from typing import Any, cast
 import pandas as pd
 import qlib
 from qlib.contrib.data.loader import Alpha158DL, Alpha360DL
-from qlib.data import D
 from qlib.data.dataset import Dataset
 from qlib.data.dataset.handler import DataHandlerLP
 from qlib.data.dataset.loader import DataLoader, NestedDataLoader, QlibDataLoader
@@ -64,7 +63,7 @@ class KeptLoader(DataLoader):
             if not place.is_file():
                 with whole_file(place) as partial:
                     self.loader.load_group_df(instruments, expressions, names, start_time, None).to_parquet(partial)
-        kept = None if end_time is None else [("datetime", "<=", _last_session(end_time))]
+        kept = None if end_time is None else [("datetime", "<=", pd.Timestamp(end_time))]
         return pd.read_parquet(place, filters=kept)
 
 
@@ -105,12 +104,6 @@ def store_state(store: Path) -> dict[str, Any]:
     # a store of another tool has no fingerprint: its place and its calendar say when it grew
     days = store / "calendars" / "day.txt"
     return {"place": str(store), "sessions": hashlib.sha256(days.read_bytes()).hexdigest()}
-
-
-def _last_session(end_time: Any) -> pd.Timestamp:
-    """The session that Qlib takes for an end: the last one up to it."""
-    calendar = pd.DatetimeIndex(D.calendar(freq="day"))
-    return calendar[calendar <= pd.Timestamp(end_time)][-1]
 
 
 def _takes(made_by: type, name: str) -> bool:
