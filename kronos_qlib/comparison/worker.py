@@ -151,9 +151,11 @@ def compute_scores(
 
 
 def _work(task: Task, given: Mapping[str, Any], fit_folder: Path, folder: Path, features: Path | None) -> None:
+    from kronos_qlib.forecast.pool_worker import start_worker
+
     logging.getLogger("kronos_qlib").setLevel(logging.WARNING)
     try:
-        _limit_threads(task.threads)
+        start_worker(task.threads)
         open_store(task.store)
         compute_scores(task, given, fit_folder, folder, features).to_frame().to_parquet(folder / RAW)
         (folder / SECONDS).write_text(f"{time.process_time():.1f}", encoding="utf-8")
@@ -170,12 +172,6 @@ def _cpu_seconds(pid: int | None) -> float:
     except psutil.NoSuchProcess:
         return 0.0
     return float(sum(each.user + each.system for each in times))
-
-
-def _limit_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
 
 
 def _seed(seed: int) -> None:

@@ -88,7 +88,9 @@ def runner(config: RunConfig, methods: dict[str, Method]) -> Runner:
     return Runner(config, "valid", methods)
 
 
-def run_here(task: Task, given: Any, fit_folder: Path, folder: Path, features: Path) -> tuple[pd.Series, float]:
+def run_here(
+    task: Task, given: Any, fit_folder: Path, folder: Path, features: Path | None = None
+) -> tuple[pd.Series, float]:
     """What the process of a run does, in this one: importing torch and Qlib anew takes most of a small run's time."""
     folder.mkdir(parents=True, exist_ok=True)
     return compute_scores(task, given, fit_folder, folder, features), 0.0
