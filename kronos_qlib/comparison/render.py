@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kronos_qlib.comparison.figures import number, percent
 from kronos_qlib.comparison.methods import Method
+from kronos_qlib.comparison.render_pairs import pairs_text, read_pairs
 from kronos_qlib.comparison.render_probability import draw_probability, probability_text, read_probabilities
 from kronos_qlib.comparison.rows import Row, read_rows
 
@@ -20,10 +21,6 @@ ORDER = ("kronos", "baseline", "reference", "control")
 HEAD = (
     "| method | Rank IC [95 %] | IC | Rank ICIR | net excess a year | IR | max drawdown | turnover a day | seeds |",
     "|---|---|---|---|---|---|---|---|---|",
-)
-PAIRS_HEAD = (
-    "| difference | Rank IC [95 %] | adjusted p | net excess return a year [95 %] | adjusted p |",
-    "|---|---|---|---|---|",
 )
 NORMAL_95 = 1.96
 NAMES = {"valid": "valid, 2015–2016", "test": "test, 2017–2020"}
@@ -72,12 +69,6 @@ def table_in(text: str) -> str:
     return found.group(1) if found else ""
 
 
-def read_pairs(results: Path) -> dict[str, pd.DataFrame]:
-    """Tables of ``comparisons_<segment>.csv``, by segment, as far as there are any."""
-    found = {segment: results / f"comparisons_{segment}.csv" for segment in NAMES}
-    return {segment: pd.read_csv(path) for segment, path in found.items() if path.is_file()}
-
-
 def table_text(
     rows: Sequence[Row], methods: Mapping[str, Method], pairs: Mapping[str, pd.DataFrame] | None = None,
     probabilities: Mapping[str, pd.DataFrame] | None = None,
@@ -96,7 +87,7 @@ def table_text(
         if probabilities and segment in probabilities:
             found.append(probability_text(probabilities[segment], NAMES[segment]))
         if pairs and segment in pairs:
-            found.append(_folded(f"{NAMES[segment]}: paired differences", _pairs_text(pairs[segment], methods)))
+            found.append(_folded(f"{NAMES[segment]}: paired differences", pairs_text(pairs[segment], methods)))
         parts += found if segment == "test" else [_folded(f"{NAMES[segment]}: the same table", "\n\n".join(found))]
     having = {row.method for row in rows}
     absent = [
@@ -112,38 +103,6 @@ def table_text(
 def _folded(title: str, text: str) -> str:
     """A part of the page that opens on a click."""
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
-
-
-def _pairs_text(pairs: pd.DataFrame, methods: Mapping[str, Method]) -> str:
-    """Differences of the named methods to all others, by paired block bootstrap; the strongest rivals first."""
-    tried = int(pairs["variants_tried"].iloc[0])
-    lines = [
-        "Paired differences on common rows, by stationary block bootstrap; p adjusted by Romano–Wolf for all pairs "
-        f"and {tried} variants tried on valid.",
-        "",
-        *PAIRS_HEAD,
-    ]
-    found = {(row["method"], row["rival"], row["measure"]): row for row in pairs.to_dict(orient="records")}
-    order = pairs[pairs["measure"] == "rank_ic"].sort_values(["method", "difference"])
-    for method, rival in order[["method", "rival"]].itertuples(index=False):
-        cells = [f"{_plain(method, methods)} − {_plain(rival, methods)}"]
-        for measure in ("rank_ic", "net"):
-            row = found.get((method, rival, measure))
-            if row is None:
-                cells += ["–", "–"]
-                continue
-            value, low, high = (_figure(float(row[name]), measure) for name in ("difference", "lower", "upper"))
-            cells += [f"{value} [{low}, {high}]", _number(float(row["adjusted_p_value"]), 3)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _figure(value: float, measure: str) -> str:
-    return _percent([value]) if measure == "net" else _number(value, 4)
-
-
-def _plain(name: str, methods: Mapping[str, Method]) -> str:
-    return methods[name].title if name in methods else name
 
 
 def _segment_text(rows: Sequence[Row], methods: Mapping[str, Method], segment: str) -> str:
@@ -165,12 +124,12 @@ def _segment_text(rows: Sequence[Row], methods: Mapping[str, Method], segment: s
 
 def _line(title: str, rows: Sequence[Row]) -> str:
     mean, error = _mean([row.rank_ic for row in rows]), NORMAL_95 * _error(rows)
-    interval = f"{_number(mean, 4)} [{_number(mean - error, 4)}, {_number(mean + error, 4)}]"
+    interval = f"{number(mean, 4)} [{number(mean - error, 4)}, {number(mean + error, 4)}]"
     cells = [
         title, interval,
-        _number(_mean([row.ic for row in rows]), 4), _number(_mean([row.rank_icir for row in rows]), 3),
-        _percent([row.net_excess_return for row in rows]), _number(_mean([row.information_ratio for row in rows]), 2),
-        _percent([row.max_drawdown for row in rows]), _percent([row.turnover for row in rows]), _seeds(rows),
+        number(_mean([row.ic for row in rows]), 4), number(_mean([row.rank_icir for row in rows]), 3),
+        percent([row.net_excess_return for row in rows]), number(_mean([row.information_ratio for row in rows]), 2),
+        percent([row.max_drawdown for row in rows]), percent([row.turnover for row in rows]), _seeds(rows),
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
@@ -214,21 +173,8 @@ def _error(rows: Sequence[Row]) -> float:
 
 def _seeds(rows: Sequence[Row]) -> str:
     """How many seeds, and the standard deviation of Rank IC over them."""
-    spread = f" (± {_number(float(np.std([row.rank_ic for row in rows], ddof=1)), 4)})" if len(rows) > 1 else ""
+    spread = f" (± {number(float(np.std([row.rank_ic for row in rows], ddof=1)), 4)})" if len(rows) > 1 else ""
     return f"{len(rows)}{spread}"
-
-
-def _number(value: float, digits: int) -> str:
-    """As the project writes numbers below 1: without the zero before the point; a dash where there is none."""
-    if math.isnan(value):
-        return "–"
-    text = f"{value:.{digits}f}"
-    return re.sub(r"^(-?)0\.", r"\1.", text)
-
-
-def _percent(values: Sequence[float]) -> str:
-    mean = _mean(values)
-    return "–" if math.isnan(mean) else f"{100 * mean:.1f} %"
 
 
 def draw(path: Path, rows: Sequence[Row], methods: Mapping[str, Method], segment: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 from table_rows import NOT_RUN, ROW
 
 from kronos_qlib.comparison.methods import Method, read_methods
-from kronos_qlib.comparison.render import END, START, read_pairs, render, replace_table, table_in, table_text
+from kronos_qlib.comparison.render import END, START, render, replace_table, table_in, table_text
+from kronos_qlib.comparison.render_pairs import read_pairs
 from kronos_qlib.comparison.render_probability import probability_text, read_probabilities
 from kronos_qlib.comparison.rows import Row, read_rows, write_rows
 
@@ -37,12 +38,17 @@ def test_named_pairs_stand_below_their_segment(tmp_path: Path) -> None:
     pair = {"variants_tried": 20, "measure": "rank_ic", "method": "best", "rival": "linear", "difference": 0.004,
             "lower": -0.001, "upper": 0.009, "p_value": 0.1, "adjusted_p_value": 0.4, "block_length": 2.0,
             "n_days": 488}  # fmt: skip
+    sure = pair | {"method": "second", "adjusted_p_value": 0.049}
+    itself = pair | {"rival": "second", "difference": -0.001}
     net = pair | {"measure": "net", "difference": 0.021, "lower": -0.01, "upper": 0.05, "adjusted_p_value": 1.0}
-    pd.DataFrame([pair, net]).to_csv(tmp_path / "comparisons_valid.csv", index=False)
+    pd.DataFrame([pair, sure, itself, net]).to_csv(tmp_path / "comparisons_valid.csv", index=False)
     text = table_text([ROW], METHODS, read_pairs(tmp_path))
-    assert "| best − Linear, Alpha158 | .0040 [-.0010, .0090] | .400 | 2.1 % [-1.0 %, 5.0 %] | 1.000 |" in text
-    assert "20 variants tried" in text
-    assert "Paired" not in table_text([ROW], METHODS)
+    assert "20 variants tried on valid. A: best; B: second." in text
+    first, second = "| second | -.0010 [-.0010, .0090] |  |", "| Linear, Alpha158 | .0040 [-.0010, .0090] | **.0040 ["
+    assert text.index("| Rank IC above | A | B |\n|---|---|---|") < text.index(first) < text.index(second)
+    assert "| net excess return a year above | A | B |" in text
+    assert "| Linear, Alpha158 | 2.1 % [-1.0 %, 5.0 %] |  |" in text
+    assert "paired" not in table_text([ROW], METHODS)
 
 
 def test_flags_and_what_was_not_run_are_said() -> None:
