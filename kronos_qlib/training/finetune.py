@@ -30,7 +30,7 @@ from kronos_qlib.training.distributed import Processes
 from kronos_qlib.training.finetune_recipe import FinetuneRecipe
 from kronos_qlib.training.learned_spans import gaps, learned
 from kronos_qlib.training.objectives import Objective, PredictorObjective, TokenizerObjective
-from kronos_qlib.training.recipe import check_bits
+from kronos_qlib.training.recipe import Training, check_bits
 from kronos_qlib.training.recipe_windows import Windows, check_policy
 from kronos_qlib.training.run_folder import DTYPES, claim_folder, sources, write_curves
 from kronos_qlib.training.stages import OnMetrics, train_predictor, train_tokenizer
@@ -40,6 +40,8 @@ from kronos_qlib.training.tuning import learning, with_dropout
 logger = logging.getLogger(__name__)
 # windows whose tokens the card counts: 360,000 bars of 90-bar contexts, which a CPU encodes in seconds
 COUNTED = 4_000
+# the figure on valid that chooses the weights which are kept
+CHOSEN_BY = {"tokenizer": TokenizerObjective.chosen_by, "predictor": PredictorObjective.chosen_by}
 # the first date of a parent that names none: cross-fitting must take no earlier bar for unseen
 BEFORE_ALL_BARS = datetime.date(1900, 1, 1)
 
@@ -109,12 +111,13 @@ def finetune(
     dict
         The card: the parent's fingerprint in ``parent``; ``cutoff`` the later one of the parent's and the end of
         ``recipe.train``, ``train_start`` the earlier one, ``held_out`` what neither learned between them (an isolated
-        recipe keeps its contexts from reaching into it); ``valid_figures`` with the figures ``before``, of the weights
-        that the stage began with.
+        recipe keeps its contexts from reaching into it); ``valid_figures`` with the ``step`` that was kept, 0 for the
+        given weights, and the figures ``before``, of the weights that the stage began with.
 
     Notes
     -----
-    No bar after ``recipe.train.end`` is learned; bars of ``recipe.valid`` only choose the step that is kept.
+    No bar after ``recipe.train.end`` is learned; bars of ``recipe.valid`` only choose the step that is kept. The given
+    weights are a candidate as well: where no step is better on valid they are kept, and a warning says so.
 
     Raises
     ------
@@ -170,13 +173,13 @@ class _Run:
         network, tuning = copy.deepcopy(self.start.tokenizer).cpu(), self.recipe.tokenizer
         if tuning is not None:
             config = tuning.training(len(self.windows.train))
-            self._measure("tokenizer", network, TokenizerObjective(), config.valid_windows)
+            self._measure("tokenizer", network, TokenizerObjective(), config)
             with learning(network, tuning):
                 self.histories["tokenizer"] = train_tokenizer(
                     network, config, self.windows, self.out, self.processes, on_metrics=self.on_metrics,
                     identity=self._identity("tokenizer"),
                 )  # fmt: skip
-            self._compare("tokenizer")
+            self._keep_better("tokenizer", network, self.start.tokenizer)
         if self.processes.first:
             save_tokenizer(network, self.out / "tokenizer", dtype=DTYPES[self.recipe.weights_dtype])
             write_curves(self.out, self.histories)
@@ -188,13 +191,13 @@ class _Run:
         config = tuning.training(len(self.windows.train))
         network = with_dropout(copy.deepcopy(self.start.model).cpu(), tuning.dropout)
         exact = PredictorObjective(tokenizer, context_weight=config.context_weight)
-        self._measure("predictor", network, exact, config.valid_windows)
+        self._measure("predictor", network, exact, config)
         with learning(network, tuning):
             self.histories["predictor"] = train_predictor(
                 network, tokenizer, config, self.windows, self.out, self.processes, on_metrics=self.on_metrics,
                 identity=self._identity("predictor"),
             )  # fmt: skip
-        self._compare("predictor")
+        self._keep_better("predictor", network, self.start.model)
         if self.processes.first:
             save_model(network, self.out / "model", dtype=DTYPES[self.recipe.weights_dtype])
 
@@ -225,7 +228,7 @@ class _Run:
             sources=sources(self.windows.corpus),
             policy=recipe.policy(),
             tokens=cards.token_statistics(tokenizer, self.windows.counted(COUNTED), lookback=recipe.lookback),
-            valid_figures={name: {**done.best(), "before": self.before[name]} for name, done in self.histories.items()},
+            valid_figures={name: self._figures(name) for name in self.histories},
             command=command,
             recipe=recipe.to_dict(),
             parent=cards.Parent(
@@ -244,22 +247,29 @@ class _Run:
         kept = ("freeze_blocks", "freeze_embeddings", "lora", "dropout")
         return {"parent": self.start.fingerprint, **{key: tuning[key] for key in kept}}
 
-    def _measure(self, name: str, network: Kronos | KronosTokenizer, objective: Objective, count: int) -> None:
-        """Note the validation figures before the first step, in float32."""
-        config = self.recipe.predictor_tuning.training(len(self.windows.train)).model_copy(
-            update={"valid_windows": count, "dtype": "float32"}
-        )
+    def _measure(self, name: str, network: Kronos | KronosTokenizer, objective: Objective, config: Training) -> None:
+        """Note the figures on valid before the first step, on the windows and in the dtype of those that follow."""
         network.to(self.processes.device)
         found = self.windows.validation(objective, config, self.processes)(network)
         self.before[name] = {f"valid_{key}": value for key, value in found.items()}
         logger.info("%s before: %s %.4f on valid", name, objective.chosen_by, found[objective.chosen_by])
 
-    def _compare(self, name: str) -> None:
-        """Say so when the given weights were better."""
-        metric = "full_mse" if name == "tokenizer" else "forecast"
-        before, after = self.before[name][f"valid_{metric}"], self.histories[name].best_value
-        if after >= before:
-            logger.warning(
-                "fine-tuning made the %s no better: %s %.4f on valid before, %.4f after; lower the rate, freeze more, "
-                "or stay with the given weights", name, metric, before, after,
-            )  # fmt: skip
+    def _better(self, name: str) -> bool:
+        return self.histories[name].best_value < self.before[name][f"valid_{CHOSEN_BY[name]}"]
+
+    def _keep_better(self, name: str, network: Kronos | KronosTokenizer, given: Kronos | KronosTokenizer) -> None:
+        """Go back to the given weights where no step was better on valid, and say so."""
+        if self._better(name):
+            return
+        before, after = self.before[name][f"valid_{CHOSEN_BY[name]}"], self.histories[name].best_value
+        logger.warning(
+            "fine-tuning made the %s no better: %s %.4f on valid before, %.4f at the best step; the given weights are "
+            "kept. Lower the rate, freeze more, or tune on bars that they have not seen", name, CHOSEN_BY[name], before,
+            after,
+        )  # fmt: skip
+        network.load_state_dict(given.state_dict())
+
+    def _figures(self, name: str) -> dict[str, Any]:
+        """Return the figures on valid of the weights that were kept, and those before."""
+        kept = self.histories[name].best() if self._better(name) else {"step": 0, **self.before[name]}
+        return {**kept, "before": self.before[name]}

@@ -191,11 +191,19 @@ def test_a_parent_without_a_cutoff_must_be_given_one(corpus: Corpus, parent: Pat
     assert finetune(start, corpus, known, tmp_path / "known")["train_start"] == "2010-06-15"
 
 
-def test_worse_than_before_is_said(corpus: Corpus, parent: Path, tmp_path: Path, caplog: Any) -> None:
-    recipe = tiny_tuning(predictor={"steps": 2, "rate": 3.0, "batch_size": 8})
+def test_weights_that_got_no_better_on_valid_are_not_kept(
+    corpus: Corpus, parent: Path, tmp_path: Path, caplog: Any
+) -> None:  # fmt: skip
+    ruinous = {"steps": 2, "rate": 3.0, "batch_size": 8}
+    recipe = tiny_tuning(tokenizer=ruinous, predictor={**ruinous, "dropout": 0.1})
     with caplog.at_level(logging.WARNING):
-        finetune(parent, corpus, recipe, tmp_path / "out")
-    assert "fine-tuning made the predictor no better" in caplog.text
+        card = finetune(parent, corpus, recipe, tmp_path / "out")
+    for name in ("tokenizer", "predictor"):
+        assert f"fine-tuning made the {name} no better" in caplog.text
+        figures = card["valid_figures"][name]
+        assert figures["step"] == 0
+        assert figures.items() >= figures["before"].items()
+    assert not changed(weights(parent), weights(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
