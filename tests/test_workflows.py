@@ -51,7 +51,10 @@ CSI300 = [
     "lightgbm_kronos_csi300",
     "rolling_lightgbm_alpha158_csi300",
     "rolling_lightgbm_alpha158_kronos_csi300",
+    "rolling_linear_alpha158_csi300",
+    "rolling_linear_alpha158_day5_csi300",
     "rolling_linear_alpha158_kronos_csi300",
+    "rolling_linear_alpha158_kronos_day5_csi300",
     "rolling_lightgbm_kronos_csi300",
 ]
 
@@ -103,7 +106,8 @@ def test_csi300_workflows_share_the_frame_of_the_evaluation(name: str) -> None:
     dataset = config["task"]["dataset"]["kwargs"]
     handler = dataset["handler"]["kwargs"]
     assert handler["instruments"] == "csi300"
-    assert "label" not in handler  # both handlers default to Qlib's own label
+    # the handlers default to Qlib's own label
+    assert handler.get("label") == (["Ref($close, -6)/Ref($close, -1) - 1"] if "_day5_" in name else None)
     days = {key: [str(day) for day in span] for key, span in dataset["segments"].items()}
     assert days["train"] == ["2008-01-01", "2014-12-31"]
     assert days["valid"] == ["2015-01-01", "2016-12-31"]

@@ -15,7 +15,7 @@ from kronos_qlib.kronos.config import check_keys
 
 REGISTRY = Path(__file__).with_name("methods.yaml")
 KINDS = ("qlib", "column", "factor", "scores", "lagged", "blend", "shuffled_scores", "shuffled_labels")
-BLENDED = ("qlib", "column", "factor")
+BLENDED = ("qlib", "column", "factor", "scores")
 DERIVED = ("lagged", "shuffled_scores", "shuffled_labels")
 FAMILIES = ("baseline", "reference", "kronos", "control")
 METHOD_KEYS = (
@@ -161,6 +161,11 @@ def read_methods(paths: Sequence[Path] = (REGISTRY,)) -> dict[str, Method]:
             made = [part for part in method.parts if methods[part].kind not in BLENDED]
             if made:
                 raise ValueError(f"method {name!r} blends {made[0]!r}; expected parts of kinds {list(BLENDED)}")
+            if len({methods[part].kind == "scores" for part in method.parts}) > 1:
+                raise ValueError(
+                    f"method {name!r} blends scores made elsewhere with others, whose weights are known in other ways; "
+                    "expected parts of kind scores alone, or none of them"
+                )
             methods[name] = replace(method, source={part: methods[part].configuration() for part in method.parts})
     return methods
 

@@ -19,7 +19,7 @@ from kronos_qlib.comparison.methods import Method, fill
 from kronos_qlib.comparison.rows import FIGURES, Row, add_row, read_rows
 from kronos_qlib.comparison.scores import blend, read_scores
 from kronos_qlib.comparison.state import State
-from kronos_qlib.comparison.task import Protocol, Task
+from kronos_qlib.comparison.task import Protocol, Task, fingerprint
 from kronos_qlib.comparison.worker import NotRun, run_method
 from kronos_qlib.evaluation.controls import shuffle_within_date
 from kronos_qlib.evaluation.decay import lag_score
@@ -205,7 +205,8 @@ class Runner:
         if any(name not in values for name in names):
             return Weights()  # it will not be run
         if sources[0].kind == "scores":
-            return Weights(file_fingerprint(self._path(sources[0])))
+            found = [file_fingerprint(self._path(source)) for source in sources]
+            return Weights(found[0] if len(found) == 1 else fingerprint({"files": found}))
         used = tuple(str(values[name]) for name in names)
         if used not in self._found_weights:
             self._found_weights[used] = find_weights(used)
@@ -224,7 +225,8 @@ class Runner:
         }  # fmt: skip
         sources = self._sources(task.method)
         weights = self._weights(task.method)
-        seen = sources[0].seen if sources[0].kind == "scores" else weights.seen(self.bench.start)
+        told = [source.seen for source in sources if source.kind == "scores"]
+        seen = max(told, key=("no", "unknown", "yes").index) if told else weights.seen(self.bench.start)
         on_valid = self.segment == "valid" and any(source.stops_on_valid for source in sources)
         return Row(
             method=task.method.name, family=task.method.family, configuration=task.configuration, seed=task.seed,
@@ -269,8 +271,6 @@ def _with_budget(task: Task, scale: float) -> Task:
 
 def write_description(path: Path, config: RunConfig, methods: Sequence[Method]) -> None:
     """Write the configurations behind the hashes of the rows, beside them, as JSON."""
-    from kronos_qlib.comparison.task import fingerprint
-
     with wait_for_lock(path.with_suffix(".lock")):
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         known |= {fingerprint(m.configuration()): {"method": m.name} | m.configuration() for m in methods}

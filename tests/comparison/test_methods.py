@@ -54,9 +54,16 @@ def test_later_registries_add_and_override(tmp_path: Path) -> None:
         ("one: {title: One, family: kronos, kind: column, column: a, parts: [b, c]}", "belong to kind blend"),
         ("one: {title: One, family: kronos, kind: blend, parts: [a, b]}", "unknown key 'a'"),
         (
+            "a: {title: A, family: kronos, kind: column, column: c}\n"
+            "b: {title: B, family: kronos, kind: lagged, of: a}\n"
+            "c: {title: C, family: kronos, kind: blend, parts: [a, b]}",
+            "blends 'b'; expected parts of kinds",
+        ),
+        (
             "a: {title: A, family: kronos, kind: scores, path: f}\n"
-            "b: {title: B, family: kronos, kind: blend, parts: [a, a]}",
-            "blends 'a'; expected parts of kinds",
+            "b: {title: B, family: kronos, kind: column, column: c}\n"
+            "c: {title: C, family: kronos, kind: blend, parts: [a, b]}",
+            "scores made elsewhere with others",
         ),
         ("one: 3", "expected a mapping"),
         ("- one", "expected a mapping"),

@@ -57,6 +57,8 @@ network:
             class: KlineHandler, module_path: kronos_qlib.handler, kwargs: {start_time: <SEGMENT_START>}}}}}}
 both: {title: Both, family: kronos, kind: blend, parts: [network, reversal]}
 made: {title: Made elsewhere, family: kronos, kind: scores, path: <MADE>}
+unseen: {title: The same and known, family: kronos, kind: scores, path: <MADE>, seen: "no"}
+both_made: {title: Both made elsewhere, family: kronos, kind: blend, parts: [unseen, made]}
 slow: {title: Slow, family: baseline, not_run: it takes a week}
 greedy: {title: Greedy, family: baseline, budget: 0.001, task: {model: {}, dataset: {}}}
 broken: {title: Broken, family: baseline, task: {
@@ -108,7 +110,7 @@ def rows(runner: Runner, methods: dict[str, Method]) -> Iterator[dict[str, Row]]
 
 def test_every_method_has_a_row_or_a_reason(rows: dict[str, Row], methods: dict[str, Method]) -> None:
     assert {name for name, row in rows.items() if row.status == "done"} == {
-        "learner", "reversal", "late", "mixed", "mixed_labels", "network", "both", "made",
+        "learner", "reversal", "late", "mixed", "mixed_labels", "network", "both", "made", "unseen", "both_made",
     }  # fmt: skip
     assert rows["slow"].reason == "it takes a week"
 
@@ -177,6 +179,15 @@ def test_scores_made_elsewhere_are_judged_as_our_own(runner: Runner, rows: dict[
     pd.testing.assert_series_equal(runner.state.scores(rows["made"].key), ours, check_names=False)
     assert rows["made"].trained_on_segment == "unknown"
     assert len(rows["made"].checkpoint) == 16
+
+
+def test_a_mean_of_scores_made_elsewhere_is_known_by_all_their_files(rows: dict[str, Row]) -> None:
+    both = rows["both_made"]
+    assert both.rank_ic == pytest.approx(rows["made"].rank_ic)
+    assert rows["unseen"].trained_on_segment == "no"
+    assert both.trained_on_segment == "unknown"
+    assert both.checkpoint
+    assert both.checkpoint != rows["made"].checkpoint
 
 
 def test_scores_of_test_may_be_another_file_and_are_read_once(
@@ -332,7 +343,8 @@ def test_the_tables_of_a_segment_are_written(
     lines = compare(folder, config.state, "valid", list(methods.values()), ["network"])
     assert any("network - learner" in line for line in lines)
     pairs = pd.read_csv(folder / "comparisons_valid.csv")
-    assert set(pairs["rival"]) == {"learner", "reversal", "late", "both", "made"}  # no control is a rival
+    # no control is a rival
+    assert set(pairs["rival"]) == {"learner", "reversal", "late", "both", "made", "unseen", "both_made"}
     costs = pd.read_csv(folder / "costs_valid.csv")
     assert costs.groupby("method")["net_excess_return"].apply(lambda s: s.is_monotonic_decreasing).all()
     assert set(pd.read_csv(folder / "years_valid.csv")["year"]) == {2020}
