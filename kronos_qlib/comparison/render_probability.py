@@ -48,7 +48,7 @@ def probability_text(table: pd.DataFrame, title: str) -> str:
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     first = kept.iloc[0]
-    note = f"{int(first['windows']):,} windows on {int(first['days'])} dates, every {int(first['every'])}th session"
+    note = f"{int(first['windows']):,} windows on {int(first['days'])} dates, {_every(int(first['every']))}"
     if first["n_paths"]:
         note += f"; {int(first['n_paths'])} {first['scheme']} paths in {first['dtype']}"
     return "\n".join([*lines, "", f"{note}. Conformal: the 90 % interval's ends moved by what valid has taught."])
@@ -87,6 +87,12 @@ def draw_probability(path: Path, table: pd.DataFrame, title: str) -> None:
 def _judged(table: pd.DataFrame) -> pd.DataFrame:
     """Rows with all methods: of valid its second half, where the recalibration was learned on the first."""
     return table[table["part"] == table["part"].iloc[-1]]
+
+
+def _every(step: int) -> str:
+    """Which sessions were judged, in words."""
+    ending = {2: "nd", 3: "rd"}.get(step, "th")
+    return "every session" if step == 1 else f"every {step}{ending} session"
 
 
 def _skill(row: Mapping[Any, Any], name: str, own: bool) -> str:

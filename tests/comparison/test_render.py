@@ -119,6 +119,8 @@ def test_probabilities_are_shown_and_drawn(tmp_path: Path) -> None:
     cells = [cell.strip() for cell in kronos.split("|")][2:-1]
     assert cells == ["2.000", "-1.25 % [-3.00, +0.50]", "–", "50.0 %", "80.0 %", "90.0 %", "90.0 %, 90.0 %", "91.0 %"]
     assert "1,234 windows on 49 dates, every 5th session; 64 independent paths in bfloat16." in text
+    assert "49 dates, every session;" in probability_text(table.assign(every=1), "valid")
+    assert "49 dates, every 2nd session;" in probability_text(table.assign(every=2), "valid")
     write_rows(tmp_path / "alpha.csv", [replace(ROW, segment="test"), ROW])
     table.to_csv(tmp_path / "probability_valid.csv", index=False)
     readme = tmp_path / "README.md"
