@@ -94,8 +94,9 @@ def test_the_table_goes_between_its_markers(tmp_path: Path) -> None:
 
 
 def answers_for(row: Row, known: Mapping[str, Method]) -> str:
-    """The weights that a row is of; scores made elsewhere are another file for each segment."""
-    return "" if known[row.method].kind == "scores" else row.checkpoint
+    """The weights that a row is of; scores made elsewhere, and means of them, are other files for each segment."""
+    made_of = known[row.method].made_of or (row.method,)
+    return "" if known[made_of[0]].kind == "scores" else row.checkpoint
 
 
 def probabilities(part: str = "all") -> pd.DataFrame:
