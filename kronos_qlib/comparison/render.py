@@ -187,12 +187,18 @@ def draw(path: Path, rows: Sequence[Row], methods: Mapping[str, Method], segment
     groups = sorted(_by_method(rows).items(), key=lambda item: _mean([row.rank_ic for row in item[1]]))
     colours = {"kronos": "tab:red", "baseline": "tab:blue", "reference": "tab:gray", "control": "tab:olive"}
     figure, axes = plt.subplots(figsize=(10, 1.2 + 0.3 * len(groups)), layout="constrained")
+    named: set[str] = set()
     for height, (_, group) in enumerate(groups):
         mean = _mean([row.rank_ic for row in group])
         error = NORMAL_95 * _error(group)
-        axes.errorbar(mean, height, xerr=error, fmt="o", color=colours[group[0].family], capsize=3)
+        family = group[0].family
+        label = TITLES[family] if family not in named else None
+        named.add(family)
+        axes.errorbar(mean, height, xerr=error, fmt="o", color=colours[family], capsize=3, label=label)
     axes.set_yticks(range(len(groups)), [_title(name, group, methods) for name, group in groups])
     axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.legend(loc="lower right")
+    axes.set_ylim(-1, len(groups))
     axes.set_xlabel("mean Rank IC, 95 % (Newey–West)")
     axes.set_title(f"CSI300, {NAMES[segment]}")
     path.parent.mkdir(parents=True, exist_ok=True)
