@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-
-import numpy as np
 
 
 def number(value: float, digits: int) -> str:
@@ -16,7 +13,6 @@ def number(value: float, digits: int) -> str:
     return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
 
 
-def percent(values: Sequence[float]) -> str:
-    """The mean of shares in percent; a dash where there is none."""
-    mean = float(np.mean(values))
-    return "–" if math.isnan(mean) else f"{100 * mean:.1f} %"
+def percent(value: float) -> str:
+    """A share in percent; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"

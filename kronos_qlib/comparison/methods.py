@@ -170,6 +170,11 @@ def read_methods(paths: Sequence[Path] = (REGISTRY,)) -> dict[str, Method]:
     return methods
 
 
+def title_of(name: str, methods: Mapping[str, Method]) -> str:
+    """What the table calls a method; its name where the registry does not know it any more."""
+    return methods[name].title if name in methods else name
+
+
 def choose(methods: Mapping[str, Method], names: Sequence[str]) -> list[Method]:
     """Return the named methods in the registry's order, all of them without names; a source comes before its user."""
     check_keys(list(names), methods, "--methods")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kronos_qlib.comparison.figures import number, percent
-from kronos_qlib.comparison.methods import Method
+from kronos_qlib.comparison.methods import Method, title_of
 from kronos_qlib.comparison.render_pairs import pairs_text, read_pairs
 from kronos_qlib.comparison.render_probability import draw_probability, probability_text, read_probabilities
 from kronos_qlib.comparison.rows import Row, read_rows
@@ -118,7 +118,7 @@ def _segment_text(rows: Sequence[Row], methods: Mapping[str, Method], segment: s
     if notes:
         lines += ["", notes]
     for name, group in _by_method([row for row in rows if row.status == "not run"]).items():
-        lines += ["", f"Not run: {methods[name].title if name in methods else name} ({group[0].reason})."]
+        lines += ["", f"Not run: {title_of(name, methods)} ({group[0].reason})."]
     return "\n".join(lines)
 
 
@@ -128,14 +128,16 @@ def _line(title: str, rows: Sequence[Row]) -> str:
     cells = [
         title, interval,
         number(_mean([row.ic for row in rows]), 4), number(_mean([row.rank_icir for row in rows]), 3),
-        percent([row.net_excess_return for row in rows]), number(_mean([row.information_ratio for row in rows]), 2),
-        percent([row.max_drawdown for row in rows]), percent([row.turnover for row in rows]), _seeds(rows),
+        percent(_mean([row.net_excess_return for row in rows])),
+        number(_mean([row.information_ratio for row in rows]), 2),
+        percent(_mean([row.max_drawdown for row in rows])), percent(_mean([row.turnover for row in rows])),
+        _seeds(rows),
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
 
 def _title(name: str, rows: Sequence[Row], methods: Mapping[str, Method]) -> str:
-    title = methods[name].title if name in methods else name
+    title = title_of(name, methods)
     seen = {row.trained_on_segment for row in rows}
     if "yes" in seen:
         title += " †"
@@ -187,14 +189,14 @@ def draw(path: Path, rows: Sequence[Row], methods: Mapping[str, Method], segment
     groups = sorted(_by_method(rows).items(), key=lambda item: _mean([row.rank_ic for row in item[1]]))
     colours = {"kronos": "tab:red", "baseline": "tab:blue", "reference": "tab:gray", "control": "tab:olive"}
     figure, axes = plt.subplots(figsize=(10, 1.2 + 0.3 * len(groups)), layout="constrained")
-    named: set[str] = set()
-    for height, (_, group) in enumerate(groups):
-        mean = _mean([row.rank_ic for row in group])
-        error = NORMAL_95 * _error(group)
-        family = group[0].family
-        label = TITLES[family] if family not in named else None
-        named.add(family)
-        axes.errorbar(mean, height, xerr=error, fmt="o", color=colours[family], capsize=3, label=label)
+    for family in [name for name in ORDER if any(group[0].family == name for _, group in groups)]:
+        mine = [(height, group) for height, (_, group) in enumerate(groups) if group[0].family == family]
+        means = [_mean([row.rank_ic for row in group]) for _, group in mine]
+        errors = [NORMAL_95 * _error(group) for _, group in mine]
+        axes.errorbar(
+            means, [height for height, _ in mine], xerr=errors, fmt="o", color=colours[family], capsize=3,
+            label=TITLES[family],
+        )  # fmt: skip
     axes.set_yticks(range(len(groups)), [_title(name, group, methods) for name, group in groups])
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.legend(loc="lower right")

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 from kronos_qlib.comparison.calibrations import RAW, RECALIBRATED
+from kronos_qlib.comparison.figures import percent
 from kronos_qlib.comparison.probability_table import GARCH, REFERENCE
+from kronos_qlib.comparison.rows import read_segments
 
 METHODS = {
     RAW: "Kronos, paths as they are",
@@ -27,9 +29,8 @@ TENTHS = [f"pit_{number}" for number in range(10)]
 
 
 def read_probabilities(results: Path) -> dict[str, pd.DataFrame]:
-    """Tables of ``probability_<segment>.csv`` in the order test, valid, as far as there are any."""
-    found = {segment: results / f"probability_{segment}.csv" for segment in ("test", "valid")}
-    return {segment: pd.read_csv(path) for segment, path in found.items() if path.is_file()}
+    """Tables of ``probability_<segment>.csv``, as far as there are any."""
+    return read_segments(results, "probability")
 
 
 def probability_text(table: pd.DataFrame, title: str) -> str:
@@ -40,11 +41,11 @@ def probability_text(table: pd.DataFrame, title: str) -> str:
         mine = kept[(kept["method"] == method) & (kept["group"] == "all")]
         steps = {row["step"]: row for row in mine.to_dict(orient="records")}
         row = steps[0]
-        at = ", ".join(_share(steps[step]["coverage_90"]) for step in STEPS if step in steps)
+        at = ", ".join(percent(steps[step]["coverage_90"]) for step in STEPS if step in steps)
         cells = [
             METHODS[method], f"{100 * row['crps']:.3f}", _skill(row, "skill", method == REFERENCE),
-            _skill(row, "skill_garch", method == GARCH), *(_share(row[f"coverage_{level}"]) for level in (50, 80, 90)),
-            at, _share(row["recalibrated_90"]),
+            _skill(row, "skill_garch", method == GARCH), *(percent(row[f"coverage_{level}"]) for level in (50, 80, 90)),
+            at, percent(row["recalibrated_90"]),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     first = kept.iloc[0]
@@ -99,7 +100,3 @@ def _skill(row: Mapping[Any, Any], name: str, own: bool) -> str:
     if own or row[name] != row[name]:
         return "–"
     return f"{100 * row[name]:+.2f} % [{100 * row[f'{name}_lower']:+.2f}, {100 * row[f'{name}_upper']:+.2f}]"
-
-
-def _share(value: float) -> str:
-    return "–" if value != value else f"{100 * value:.1f} %"

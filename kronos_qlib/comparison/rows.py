@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from kronos_qlib.forecast.store_lock import wait_for_lock
 from kronos_qlib.market.swap import whole_file
 
@@ -113,6 +115,12 @@ def read_rows(path: Path) -> list[Row]:
     if len(set(keys)) < len(keys):
         raise ValueError(f"{path}: a run is listed twice; remove one of its lines")
     return rows
+
+
+def read_segments(results: Path, name: str) -> dict[str, pd.DataFrame]:
+    """Tables of ``NAME_<segment>.csv`` in the order test, valid, as far as there are any."""
+    found = {segment: results / f"{name}_{segment}.csv" for segment in ("test", "valid")}
+    return {segment: pd.read_csv(path) for segment, path in found.items() if path.is_file()}
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
