@@ -125,3 +125,16 @@ def test_lightgbm_is_the_workflows_own() -> None:
     own = {key: value for key, value in mine["kwargs"].items() if key not in ("num_threads", "seed")}
     assert own == workflow["kwargs"]
     assert mine["class"] == workflow["class"]
+
+
+def test_the_rolled_learner_reads_the_columns_of_the_one_trained_once() -> None:
+    """What the table compares differs in when it was trained, not in what it reads."""
+    import yaml
+
+    from kronos_qlib.resources import workflow_path
+
+    text = workflow_path("rolling_linear_alpha158_kronos_day5_csi300").read_text(encoding="utf-8")
+    rolled = yaml.safe_load(text)["task"]["dataset"]["kwargs"]["handler"]["kwargs"]
+    once = read_methods()["linear_alpha158_kronos_day5"].task["dataset"]["kwargs"]["handler"]["kwargs"]
+    for name in ("columns", "align", "alpha158", "may_miss", "label", "infer_processors"):
+        assert rolled[name] == once[name]
