@@ -20,6 +20,7 @@ from kronos_qlib.market.windows import WindowPolicy
 from kronos_qlib.model_checkpoint import open_fitted_head, open_forecaster
 from kronos_qlib.model_head import SIGNAL as HEAD_SIGNAL
 from kronos_qlib.model_head import check_head, check_windows, fit_head, keep_head
+from kronos_qlib.model_log import ForecastLines
 from kronos_qlib.model_marks import last_day, mark_cutoff, record_rows, warn_of_cutoff
 from kronos_qlib.model_pit import PathOutcomes
 from kronos_qlib.model_settings import (
@@ -286,10 +287,12 @@ class KronosModel(ModelFT):
             dataset.panel, rows, policy=self._policy(dataset), horizon=self.horizon, sampling=self.sampling,
             calendar=dataset.handler.trading_calendar,
         )  # fmt: skip
+        lines = ForecastLines(len(rows))
         for positions, paths in batches:
             scores[positions] = compute_signal(self.signal, paths, horizon=self.horizon, **self.signal_kwargs)
             if outcomes is not None:
                 outcomes.add(positions, paths)
+            lines.add(len(positions))
         return scores
 
     def _policy(self, dataset: KlineDataset) -> WindowPolicy:

@@ -21,6 +21,7 @@ from kronos_qlib.forecast.forecaster import KronosForecaster
 from kronos_qlib.kronos.checkpoint import CARD_FILE
 from kronos_qlib.market.panel import BarPanel
 from kronos_qlib.market.windows import WindowPolicy
+from kronos_qlib.model_log import training_lines
 from kronos_qlib.plots import plot_curves, save_figure
 from kronos_qlib.record import save_json
 from kronos_qlib.training.corpus import Corpus
@@ -116,7 +117,7 @@ def train_on(
         **{name: {"start": first, "end": last} for name, (first, last) in spans.items()},
     )
     bars = known_bars(dataset, spans["train"][1], spans["valid"][1])
-    with _workplace(training.out, spans["train"][1] if apart else None) as place:
+    with training_lines(), _workplace(training.out, spans["train"][1] if apart else None) as place:
         corpus = Corpus.from_panels(place / "corpus", {"handler": bars}, recipe.policy())
         finetune(
             Start(forecaster.model, forecaster.tokenizer, forecaster.card), corpus, recipe, place,

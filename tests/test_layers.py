@@ -27,6 +27,7 @@ QLIB_SIDE = {
     "model",
     "model_checkpoint",
     "model_head",
+    "model_log",
     "model_marks",
     "model_pit",
     "model_settings",
