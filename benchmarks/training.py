@@ -194,7 +194,7 @@ def ours(
     tokenizer = KronosTokenizer(TokenizerConfig(**TOKENIZER))
     model = Kronos(ModelConfig(**MODEL))
     config = PredictorTraining(steps=steps, batch_size=BATCH, valid_every=steps, **settings)
-    objective = TimedObjective(tokenizer, context_weight=1.0, dtype=config.dtype)
+    objective = TimedObjective(tokenizer, context_weight=1.0, dtype=config.dtype, compile=config.compile)
     objective.clock = Clock()
     with tempfile.TemporaryDirectory() as name:
         corpus = Corpus.from_panels(Path(name) / "corpus", {"walks": panel})

@@ -88,7 +88,8 @@ class Rotary(nn.Module):
 def explicit_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float, causal: bool) -> Tensor:
     """Attention from plain products, (B, H, Tq, D) with (B, H, Tk, D), for training on a CPU in bfloat16.
 
-    The fused kernel's backward pass is five times slower there (150 against 30 ms at 64 x 4 heads x 119 bars x 32).
+    The fused kernel's backward pass is five times slower there (150 against 30 ms at 64 x 4 heads x 119 bars x 32), and
+    a compiler can join what stands around plain products, as when a batch is encoded.
     """
     batch, heads, length, width = query.shape
     q, k, v = (x.reshape(batch * heads, -1, width) for x in (query, key, value))
@@ -129,7 +130,8 @@ class Attention(nn.Module):
         if rotary:
             q, k = self.rotary(q), self.rotary(k)
         dropout = self.attn_dropout_p if self.training else 0.0
-        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
+        training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        if training and q.dtype == torch.bfloat16 and q.device.type == "cpu":
             out = explicit_attention(q, k, v, dropout, causal)
         else:
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)

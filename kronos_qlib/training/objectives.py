@@ -6,6 +6,7 @@ asked). What has these two methods and ``chosen_by`` can be trained by :func:`kr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -72,14 +73,21 @@ class PredictorObjective:
         Weight of a context bar's loss, where that of a bar after the context is 1.
     dtype : str
         In which the tokenizer encodes training batches; forecasting encodes in float32.
+    compile : bool
+        Compile the encoding, a sixth of a step's time otherwise.
     """
 
     chosen_by = "forecast"
 
-    def __init__(self, tokenizer: KronosTokenizer, *, context_weight: float, dtype: str = "float32") -> None:
+    def __init__(
+        self, tokenizer: KronosTokenizer, *, context_weight: float, dtype: str = "float32", compile: bool = False
+    ) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.context_weight = context_weight
         self.dtype = dtype
+        self.encode: Callable[[Tensor], tuple[Tensor, Tensor]] = (
+            torch.compile(tokenizer.encode) if compile else tokenizer.encode
+        )
 
     @torch.no_grad()
     def prepare(self, batch: TrainingBatch, device: torch.device) -> tuple[Tensor, ...]:
@@ -92,7 +100,7 @@ class PredictorObjective:
             )
         self.tokenizer.to(device)
         with autocast(self.dtype, device):
-            s1, s2 = self.tokenizer.encode(batch.x.to(device))
+            s1, s2 = self.encode(batch.x.to(device))
         ahead = (torch.arange(1, length, device=device) >= batch.context).float()
         return s1, s2, batch.stamps.to(device), ahead
 

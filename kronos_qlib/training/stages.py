@@ -48,7 +48,9 @@ def train_predictor(
 ) -> TrainingHistory:
     """Train what of a predictor requires a gradient, on the tokens of a frozen tokenizer."""
     # batches are encoded as they are learned, in the training's dtype; validation is encoded as forecasts are
-    objective = PredictorObjective(tokenizer, context_weight=config.context_weight, dtype=config.dtype)
+    objective = PredictorObjective(
+        tokenizer, context_weight=config.context_weight, dtype=config.dtype, compile=config.compile
+    )
     exact = PredictorObjective(tokenizer, context_weight=config.context_weight)
     validation = windows.validation(exact, config, processes)
     fixed = {"tokenizer": fingerprint(tokenizer.cpu()), **(identity or {})}

@@ -231,3 +231,16 @@ def test_a_card_begins_with_the_first_bar_that_was_learned(tmp_path: Path, isola
     recipe = tiny_recipe(**SHORT, train__start="2010-03-01", isolated=isolated)
     card = pretrain(recipe, tiny_corpus(tmp_path / "corpus"), tmp_path / "out")
     assert card["train_start"] == first
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_what_a_plain_one_does(tmp_path: Path) -> None:
+    corpus, curves = tiny_corpus(tmp_path / "corpus"), {}
+    for compiled in (False, True):
+        changes = {f"{part}_training__compile": compiled for part in ("tokenizer", "predictor")}
+        pretrain(tiny_recipe(**SHORT, **changes), corpus, tmp_path / str(compiled))
+        curves[compiled] = json.loads((tmp_path / str(compiled) / "curves.json").read_text())
+    for part in ("tokenizer", "predictor"):
+        plain, fast = (curves[compiled][part]["entries"][-1] for compiled in (False, True))
+        for key in (name for name in plain if name.startswith(("train_", "valid_"))):
+            assert fast[key] == pytest.approx(plain[key], rel=2e-3, abs=1e-4), (part, key)
