@@ -142,7 +142,7 @@ def test_the_default_csi300_checkpoint_ends_before_test() -> None:
     chosen = config["model"]["kwargs"]["model"]
     first, _ = config["dataset"]["kwargs"]["segments"]["test"]
     card = load_card(chosen)
-    assert chosen == "bundled:ashare"
+    assert chosen == "bundled:ashare_wide"
     assert max(card["cutoff"], card["valid_end"]) < str(first)
 
 

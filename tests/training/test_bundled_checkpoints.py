@@ -13,7 +13,7 @@ from kronos_qlib.kronos.export import export_published
 from kronos_qlib.training.card import CheckpointCard
 from kronos_qlib.training.card_files import read_card
 
-TRAINED = ["ashare", "ashare_2000_2010", "ashare_2011_2014"]
+TRAINED = ["ashare", "ashare_wide", "ashare_2000_2010", "ashare_2011_2014"]
 MEGABYTE = 1_000_000
 
 
@@ -37,12 +37,21 @@ def test_a_bundled_checkpoint_is_small_and_tells_no_folders(name: str) -> None:
     assert "/" not in read_card(folder).command
 
 
-def test_the_csi300_weights_end_before_valid_begins() -> None:
+@pytest.mark.parametrize("name", ["ashare", "ashare_wide"])
+def test_the_csi300_weights_end_before_valid_begins(name: str) -> None:
     """Learned on train, chosen on valid, reported on test."""
-    card = read_card("bundled:ashare")
+    card = read_card(f"bundled:{name}")
     assert (card.train_start, card.cutoff) == (datetime.date(2000, 1, 1), datetime.date(2014, 12, 31))
     assert (card.valid_start, card.valid_end) == (datetime.date(2015, 1, 1), datetime.date(2016, 12, 31))
     assert card.lookback == 90
+
+
+def test_the_wide_weights_read_the_tokens_of_the_others() -> None:
+    wide, plain = read_card("bundled:ashare_wide"), read_card("bundled:ashare")
+    assert isinstance(wide, CheckpointCard)
+    assert isinstance(plain, CheckpointCard)
+    assert wide.fingerprint.tokenizer == plain.fingerprint.tokenizer
+    assert wide.configuration.model.d_model > plain.configuration.model.d_model
 
 
 def test_the_two_halves_share_no_bar_and_leave_room_for_a_window() -> None:
