@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from qlib.config import C
+from qlib.log import get_module_logger
 
 from kronos_qlib import model_log
 from kronos_qlib.model_log import TRAINING, ForecastLines, training_lines
@@ -21,13 +23,21 @@ class Kept(logging.Handler):
         self.lines.append(record.getMessage())
 
 
+def set_level(monkeypatch: pytest.MonkeyPatch, level: int) -> None:
+    """What ``qlib.init(logging_level=…)`` sets for loggers that are there and for those to come."""
+    monkeypatch.setitem(C._config, "logging_level", level)
+    get_module_logger("kronos_qlib.model", level)
+
+
 @pytest.fixture
-def qlib_log() -> Iterator[Kept]:
-    kept = Kept()
+def qlib_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
+    kept, before = Kept(), C.logging_level
+    set_level(monkeypatch, logging.INFO)
     # Qlib hands on what its modules say to the handlers of this one
     logging.getLogger("qlib").addHandler(kept)
     yield kept
     logging.getLogger("qlib").removeHandler(kept)
+    set_level(monkeypatch, before)
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +57,13 @@ def test_a_validation_is_a_line_of_qlibs_log(qlib_log: Kept) -> None:
     (line,) = qlib_log.lines
     assert line.startswith("predictor step 1 of 10")
     assert line.endswith("train 4.0000, valid 3.9000 forecast (best)")
+
+
+def test_a_quiet_qlib_stays_quiet(qlib_log: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_level(monkeypatch, logging.ERROR)
+    with training_lines():
+        validate_once()
+    assert qlib_log.lines == []
 
 
 def test_the_training_log_is_as_before_after_it(qlib_log: Kept) -> None:
