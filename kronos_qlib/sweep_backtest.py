@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from qlib.backtest.exchange import Exchange
+from qlib.backtest.position import Position
 from qlib.contrib.evaluate import backtest_daily, risk_analysis
 from qlib.contrib.strategy import TopkDropoutStrategy
 from qlib.data import D
@@ -59,6 +60,18 @@ class BacktestConfig:
         return vars(self) | {"exchange": dict(self.exchange)}
 
 
+class SortedPosition(Position):
+    """A position that names its stocks in alphabetical order.
+
+    Qlib's own (0.9.7) names them in the order of a set, which is another in each process unless ``PYTHONHASHSEED`` is
+    set. TopkDropout ranks held stocks without a score in that order, so that the same scores earned more or less.
+    """
+
+    def get_stock_list(self) -> list[str]:
+        """Codes held, sorted."""
+        return sorted(super().get_stock_list())
+
+
 class Backtester:
     """Backtests of scores over one span; quotes are loaded once.
 
@@ -101,7 +114,7 @@ class Backtester:
         strategy = TopkDropoutStrategy(signal=score, topk=self.config.topk, n_drop=self.config.n_drop)
         report, _ = backtest_daily(
             self.start, self.end, strategy, account=self.config.account, benchmark=self.config.benchmark,
-            exchange_kwargs={"exchange": self._exchange},
+            exchange_kwargs={"exchange": self._exchange}, pos_type=f"{__name__}.{SortedPosition.__name__}",
         )  # fmt: skip
         return report
 
