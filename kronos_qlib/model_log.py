@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 from qlib.log import get_module_logger
 
+from kronos_qlib.training.progress import SECONDS_BETWEEN_LINES
+
 TRAINING = "kronos_qlib.training"
-SECONDS_BETWEEN_LINES = 60.0
 logger = get_module_logger("kronos_qlib.model")
 
 
